@@ -1,0 +1,267 @@
+"""The last rungs of the ladder, on all cores: check every frame and file, and extract into staging on the way."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xxhash import xxh3_128_digest
+
+from cachekit.archive.check import check_members
+from cachekit.archive.format import DIRECTORY, FILE, FRAME_SIZE, HARDLINK, LINK_KINDS, parts
+from cachekit.archive.read import Archive
+from cachekit.archive.unpack import STAGED, Destination, Unpacker, WriteOptions
+from cachekit.errors import Damaged
+from cachekit.system.files import open_directory
+from cachekit.system.workers import open_pool
+
+__all__ = [
+    "DirectoryFacts",
+    "Space",
+    "check_contents",
+    "check_frames",
+    "directory_facts",
+    "extract",
+    "needed_space",
+]
+
+Progress = Callable[[int, int, int], None]
+
+#: So many frames go to a worker at once: fewer messages, and the members of a directory mostly with one worker.
+_BATCH = 4
+_INLINE_BYTES = 4 << 20
+
+
+class _FrameChecker:
+    """Handles ``(first, last)``: the digest of each frame, nothing else."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    def handle(self, message: Any) -> list[tuple[Any, ...]]:
+        first, last = message
+        size = sum(len(self._archive.frame(frame)) for frame in range(first, last))
+        return [("done", last - first, size)]
+
+
+def check_frames(archive: Archive, workers: int, progress: Progress | None = None) -> None:
+    """Check the sha256 of every data frame, at the speed of sha256 on all cores. Raises Damaged, Unreadable."""
+    small = archive.size <= _INLINE_BYTES
+    _run(
+        archive,
+        lambda: _FrameChecker(archive),
+        0 if small else workers,
+        None,
+        progress,
+        archive.seal.data_bytes,
+    )
+
+
+def check_contents(archive: Archive, workers: int, progress: Progress | None = None) -> None:
+    """Climb the whole ladder: index rules, then every frame, header and file digest. Raises Refused, Unreadable."""
+    check_members(archive.seal, archive.index)
+    _unpack(archive, [], WriteOptions(), workers, progress)
+
+
+def extract(
+    archive: Archive,
+    destinations: Sequence[Destination],
+    options: WriteOptions,
+    workers: int,
+    progress: Progress | None = None,
+    span: range | None = None,
+) -> None:
+    """Check the whole entry and write the destinations' members into their staging directories.
+
+    ``span`` limits both to some frames, for callers that have checked the whole entry before.
+
+    Directories are left with mode 0700: their modes and times come after the commit (``directory_facts``). Raises
+    Refused (staging then holds a part and must be removed), Unreadable, OSError of the target filesystem.
+    """
+    check_members(archive.seal, archive.index)
+    _unpack(archive, list(destinations), options, workers, progress, span)
+    _finish_large_files(archive, destinations, options)
+    _make_links(archive, destinations, options)
+
+
+def _unpack(
+    archive: Archive,
+    destinations: list[Destination],
+    options: WriteOptions,
+    workers: int,
+    progress: Progress | None,
+    span: range | None = None,
+) -> None:
+    index = archive.index
+    digests: dict[int, dict[int, bytes]] = {}
+    frames = span or range(index.frame_count)
+    total = sum(index.raw_sizes[frames.start : frames.stop])
+    count = 0 if total <= _INLINE_BYTES else workers
+    _run(archive, lambda: Unpacker(archive, destinations, options), count, digests, progress, total, frames)
+    for row, size in enumerate(index.sizes):
+        if size > FRAME_SIZE and index.frames[row] in frames:
+            found = digests.get(row, {})
+            joined = b"".join(found.get(part, b"") for part in range(parts(size)))
+            ordinal = 16 * index.kinds.count(FILE, 0, row)
+            if xxh3_128_digest(joined) != index.contents[ordinal : ordinal + 16]:
+                raise Damaged(
+                    "a large file's content is not the one in the index",
+                    path=archive.path,
+                    rung="contents",
+                    frame=index.frames[row],
+                    member=index.paths[row],
+                )
+
+
+def _run(
+    archive: Archive,
+    make_handler: Callable[[], Any],
+    workers: int,
+    digests: dict[int, dict[int, bytes]] | None,
+    progress: Progress | None,
+    total: int,
+    span: range | None = None,
+) -> None:
+    """Give all frames to a pool in batches, in order, and collect the replies."""
+    frames = span or range(archive.index.frame_count)
+    batch = max(1, min(_BATCH, len(frames) // (4 * max(1, workers))))
+    queue = deque((first, min(first + batch, frames.stop)) for first in frames[::batch])
+    pool = open_pool(make_handler, workers)
+    try:
+        running = done = 0
+        members = len(archive.index)
+        for worker in range(pool.count):
+            for _ in range(2 if workers else 1):  # one at work and one waiting, so that no worker ever idles
+                if queue:
+                    pool.send(worker, queue.popleft())
+                    running += 1
+        while running:
+            for worker, reply in pool.poll(wait=True):
+                if reply[0] == "part":
+                    assert digests is not None
+                    digests.setdefault(reply[1], {})[reply[2]] = reply[3]
+                    continue
+                running -= 1
+                done += reply[2]
+                if queue:
+                    pool.send(worker, queue.popleft())
+                    running += 1
+                if progress is not None:
+                    progress(done, total, members)
+    finally:
+        pool.close()
+
+
+def _placed(destinations: Sequence[Destination], path: bytes) -> tuple[Destination, bytes] | None:
+    for destination in destinations:
+        place = destination.place(path)
+        if place is not None:
+            return destination, place
+    return None
+
+
+def _finish_large_files(archive: Archive, destinations: Sequence[Destination], options: WriteOptions) -> None:
+    """Length, mode and times of the files that several workers wrote together."""
+    index = archive.index
+    for row, size in enumerate(index.sizes):
+        if size <= FRAME_SIZE or (options.wanted is not None and row not in options.wanted):
+            continue
+        placed = _placed(destinations, index.paths[row])
+        if placed is None:
+            continue
+        destination, place = placed
+        directory, _, name = place.rpartition(b"/")
+        directory_fd = (
+            open_directory(directory, dir_fd=destination.fd) if directory else os.dup(destination.fd)
+        )
+        try:
+            fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+        finally:
+            os.close(directory_fd)
+        try:
+            os.ftruncate(fd, index.length(row))
+            if options.same_owner:
+                os.fchown(fd, index.uids[row], index.gids[row])
+            os.fchmod(fd, options.mode(index.modes[row]))
+            os.utime(fd, ns=(options.atime_ns, index.mtimes[row]))
+        finally:
+            os.close(fd)
+
+
+def _make_links(archive: Archive, destinations: Sequence[Destination], options: WriteOptions) -> None:
+    """Symlinks, then hard links: no file is ever written through a link, for all files are there already."""
+    index = archive.index
+    rows = [row for row, kind in enumerate(index.kinds) if kind in LINK_KINDS] if index.links else []
+    linked = sorted(zip(rows, index.links, strict=True), key=lambda pair: index.kinds[pair[0]] == HARDLINK)
+    for row, link in linked:
+        if options.wanted is not None and row not in options.wanted:
+            continue
+        placed = _placed(destinations, index.paths[row])
+        if placed is None:
+            continue
+        destination, place = placed
+        if index.kinds[row] == HARDLINK:
+            source = destination.place(link)
+            assert source is not None  # check_members: a hard link stays within its target
+            os.link(
+                source, place, src_dir_fd=destination.fd, dst_dir_fd=destination.fd, follow_symlinks=False
+            )
+            continue
+        os.symlink(link, place, dir_fd=destination.fd)
+        if options.same_owner:
+            os.chown(place, index.uids[row], index.gids[row], dir_fd=destination.fd, follow_symlinks=False)
+        os.utime(
+            place, ns=(options.atime_ns, index.mtimes[row]), dir_fd=destination.fd, follow_symlinks=False
+        )
+
+
+#: A directory's path relative to its target (b"" for the target itself), mode, mtime_ns, uid, gid.
+DirectoryFacts = tuple[bytes, int, int, int, int]
+
+
+def directory_facts(
+    archive: Archive, destination: Destination, options: WriteOptions
+) -> list[DirectoryFacts]:
+    """Return what a target's directories shall be once they are in place, deepest first."""
+    index = archive.index
+    facts: list[DirectoryFacts] = []
+    for row, kind in enumerate(index.kinds):
+        if kind == DIRECTORY and (place := destination.place(index.paths[row])) is not None:
+            relative = place[len(STAGED) + 1 :]
+            mode = index.modes[row] & (0o7777 if options.keep_setuid else 0o3777)
+            facts.append((relative, mode, index.mtimes[row], index.uids[row], index.gids[row]))
+    facts.reverse()
+    return facts
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What restoring takes: bytes in whole blocks, and inodes."""
+
+    bytes: int
+    inodes: int
+
+
+def needed_space(archive: Archive, destination: Destination, block_size: int) -> Space:
+    """Return what a target's tree will take on a filesystem with blocks of ``block_size`` bytes.
+
+    Blocks, not bytes: a small file takes a whole block, a directory at least one, a sparse file only its regions.
+    """
+    index = archive.index
+    blocks = inodes = 0
+    whole = block_size - 1
+    for row, (path, kind, size) in enumerate(zip(index.paths, index.kinds, index.sizes, strict=True)):
+        if destination.place(path) is None:
+            continue
+        if kind == FILE:
+            blocks += (size + whole) // block_size
+            inodes += 1
+        elif kind != HARDLINK:
+            blocks += kind == DIRECTORY
+            inodes += 1
+        if row in index.sparse:
+            blocks += len(index.sparse[row][1])
+    return Space(blocks * block_size, inodes)

@@ -1,0 +1,336 @@
+"""Writing an entry: walk, let workers pack frames, keep their order, then index, seal and seek table."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from xxhash import xxh3_128_digest
+
+from cachekit.archive import seal as sealing
+from cachekit.archive.format import (
+    DIRECTORY,
+    FILE,
+    HARDLINK,
+    INDEX_MAGIC,
+    LINK_KINDS,
+    SYMLINK,
+    TAR_END,
+    parts,
+)
+from cachekit.archive.index import Index, compress_index, member_bytes
+from cachekit.archive.pack import PACKED, WRITTEN, Packer, compressor
+from cachekit.archive.seal import Seal
+from cachekit.archive.walk import FRAME_JOB, Walk
+from cachekit.errors import SourceChanged
+from cachekit.model import ROOT_PREFIX
+from cachekit.system.files import open_directory
+from cachekit.system.steps import step
+from cachekit.system.workers import Pool, open_pool, pack_message
+
+__all__ = ["FileChanged", "Output", "Progress", "Written", "write_entry"]
+
+#: Compressed frames that may wait in the workers' memory, all together: what they pack while the walk still runs.
+_WAITING_BYTES = 24 << 20
+#: Below so many bytes of content the work is done in this process: starting workers would cost more.
+_INLINE_BYTES = 4 << 20
+
+#: Called now and then with (bytes read, bytes of content in all or 0 while unknown, members).
+Progress = Callable[[int, int, int], None]
+
+
+class Output(Protocol):
+    """Where an entry is written: a file that is not yet visible to anybody."""
+
+    fd: int
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Write all of ``data`` or raise OSError."""
+        ...
+
+    def finish(self, size: int) -> None:
+        """Cut at ``size`` and make durable, or raise OSError."""
+        ...
+
+
+class FileChanged(SourceChanged):
+    """A file kept changing; ``member`` is its name in the archive, to be left out by a further attempt."""
+
+    @property
+    def member(self) -> bytes:
+        return self.path if isinstance(self.path, bytes) else os.fsencode(self.path or "")
+
+
+@dataclass(slots=True)
+class Written:
+    """What was written. ``dropped``: members that vanished or kept changing, with the reason."""
+
+    seal: Seal
+    archive_bytes: int
+    dropped: list[tuple[bytes, str]] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+def write_entry(
+    walk: Walk,
+    output: Output,
+    *,
+    level: int,
+    workers: int,
+    skip_changed: bool,
+    describe: Callable[[Walk], Seal],
+    before_writing: Callable[[Walk], None],
+    progress: Progress | None = None,
+) -> Written:
+    """Write the entry for ``walk`` to ``output``, durable but not published.
+
+    ``before_writing`` is called when the walk is complete, before the first byte: it reserves space, or raises to
+    refuse. ``describe`` then gives the seal's part that does not depend on the bytes written.
+
+    Raises FileChanged if a file is not the same twice (with ``skip_changed`` only for a file that has hard links or is
+    cut into frames: leave it out and try again), SourceUnreadable, and OSError of the output.
+    """
+    clock = time.perf_counter
+    begin = clock()
+    packing = _Packing(walk, output, level, workers, progress)
+    try:
+        dropped = packing.run(before_writing, skip_changed=skip_changed)
+    finally:
+        packing.close()
+    step("save.frames-written")
+    index = walk.index
+    phases = dict(packing.phases)
+    position = packing.position
+
+    mark = clock()
+    end = compressor(level).compress(TAR_END)
+    output.write(end, position)
+    position += len(end)
+    _append_frame(index, end, len(TAR_END))
+    packed_index = compress_index(index)
+    seal = describe(walk)
+    seal.data_bytes = position
+    frame = sealing.skippable(INDEX_MAGIC, packed_index)
+    output.write(frame, position)
+    position += len(frame)
+    seal.sealed_bytes = position
+    seal.index_raw_bytes = sum(map(len, index.column_bytes()))
+    seal.index_sha256 = hashlib.sha256(packed_index).hexdigest()
+    seal.frames = index.frame_count
+    seal.members = len(index)
+    seal.tar_bytes = sum(index.raw_sizes)
+    seal.content_bytes = index.content_bytes()
+    seal.allocated_bytes = walk.allocated_bytes
+    seal.counts = {
+        "files": index.count(FILE),
+        "directories": index.count(DIRECTORY),
+        "symlinks": index.count(SYMLINK),
+        "hardlinks": index.count(HARDLINK),
+    }
+    seal.skipped = dict(walk.skipped)
+    seal.features = ["sparse"] if index.sparse else []
+    tail = sealing.encode(seal) + sealing.seek_table(zip(index.frame_sizes, index.raw_sizes, strict=True))
+    output.write(tail, position)
+    position += len(tail)
+    step("save.tail-written")
+    phases["index"] = clock() - mark
+    mark = clock()
+    output.finish(position)
+    step("save.synced")
+    phases["fsync"] = clock() - mark
+    phases["write"] = clock() - begin
+    return Written(seal, position, dropped, phases)
+
+
+def _append_frame(index: Index, data: bytes, raw_size: int) -> None:
+    index.frame_sizes.append(len(data))
+    index.raw_sizes.append(raw_size)
+    index.frame_digests += hashlib.sha256(data).digest()
+
+
+class _Packing:
+    """Jobs to workers, frames into order, digests into the index."""
+
+    def __init__(
+        self, walk: Walk, output: Output, level: int, workers: int, progress: Progress | None
+    ) -> None:
+        self.position = 0
+        self.phases: dict[str, float] = {}
+        self._walk = walk
+        self._index = walk.index
+        self._progress = progress
+        self._level = level
+        self._workers = workers
+        self._out_fd = output.fd
+        self._root_fds: list[int] = []
+        self._pool: Pool | None = None
+        self._queue: deque[tuple[int, bytes]] = deque()
+        self._idle: deque[int] = deque()
+        self._results: dict[int, tuple[int, tuple[Any, ...]]] = {}
+        self._shapes: deque[tuple[int, int]] = deque()  # of each job not yet placed: kind, members or part
+        self._placed = 0
+        self._row = 0
+        self._may_write = False
+        self._unwritten = 0
+        self._waiting_bytes = 0
+        self._part_digests: list[bytes] = []
+        self._dropped: list[tuple[int, str]] = []
+        self._done_bytes = 0
+        self._total_bytes = 0
+
+    def _start(self) -> Pool:
+        roots = self._walk.roots
+        used = {target.root for target in self._walk.targets}
+        self._root_fds = [
+            open_directory(roots.directory(name), follow=True) if name in used else -1 for name in ROOT_PREFIX
+        ]
+        fds, out_fd, level = self._root_fds, self._out_fd, self._level
+        pool = open_pool(lambda: Packer(fds, out_fd, level), self._workers)
+        self._idle.extend(range(pool.count))
+        self._pool = pool
+        return pool
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+        for fd in self._root_fds:
+            if fd >= 0:
+                os.close(fd)
+
+    def run(self, before_writing: Callable[[Walk], None], *, skip_changed: bool) -> list[tuple[bytes, str]]:
+        mark = time.perf_counter()
+        pool: Pool | None = None
+        for sequence, job in enumerate(self._walk.jobs()):
+            self._queue.append((sequence, pack_message(("pack", sequence, job))))
+            self._shapes.append((job[0], job[1]))
+            if pool is None and (sequence >= 2 or self._workers == 0):
+                pool = self._start()
+            if pool is not None:
+                self._pump(pool, wait=False)
+                if self._progress is not None:
+                    self._progress(self._done_bytes, 0, len(self._index))
+        self.phases["walk"] = time.perf_counter() - mark
+        step("save.walked")
+        self._total_bytes = sum(self._index.sizes)
+        before_writing(self._walk)
+        step("save.reserved")
+        self._may_write = True
+        mark = time.perf_counter()
+        if pool is None:
+            if self._total_bytes <= _INLINE_BYTES:
+                self._workers = 0
+            pool = self._start()
+        self._place(pool)
+        while self._queue or self._shapes or self._unwritten:
+            self._pump(pool, wait=True)
+            if self._progress is not None:
+                self._progress(self._done_bytes, self._total_bytes, len(self._index))
+        self.phases["pack"] = time.perf_counter() - mark
+        return self._drop_rows(skip_changed=skip_changed)
+
+    def _pump(self, pool: Pool, *, wait: bool) -> None:
+        self._dispatch(pool)
+        for worker, reply in pool.poll(wait=wait):
+            if reply[0] == PACKED:
+                self._results[reply[1]] = worker, reply
+                self._waiting_bytes += reply[2]
+                self._idle.append(worker)
+            elif reply[0] == WRITTEN:
+                self._unwritten -= 1
+                step("save.first-frame")
+            else:
+                raise FileChanged(f"a file {reply[2]} while it was read", path=reply[1])
+        self._place(pool)
+        self._dispatch(pool)
+
+    def _dispatch(self, pool: Pool) -> None:
+        while self._idle and self._queue:
+            # The frame that everybody waits for is never held back: without it nothing would move again.
+            if self._waiting_bytes > _WAITING_BYTES and (
+                self._queue[0][0] != self._placed or not self._may_write
+            ):
+                return
+            pool.send_packed(self._idle.popleft(), self._queue.popleft()[1])
+
+    def _place(self, pool: Pool) -> None:
+        """Give every frame whose predecessors are known its place in the file, and the index its digests."""
+        if not self._may_write:
+            return
+        index = self._index
+        while self._placed in self._results:
+            worker, (_, sequence, size, raw_size, digest, contents, changes) = self._results.pop(self._placed)
+            pool.send(worker, ("write", sequence, self.position))
+            self._unwritten += 1
+            self._waiting_bytes -= size
+            self._placed += 1
+            self.position += size
+            index.frame_sizes.append(size)
+            index.raw_sizes.append(raw_size)
+            index.frame_digests += digest
+            self._done_bytes += raw_size
+            kind, number = self._shapes.popleft()
+            if kind == FRAME_JOB:
+                index.contents += contents
+                if changes:
+                    self._apply(changes, number)
+                self._row += number
+            else:
+                self._part_digests.append(contents)
+                if len(self._part_digests) == parts(index.sizes[self._row]):
+                    index.contents += xxh3_128_digest(b"".join(self._part_digests))
+                    self._part_digests = []
+                    self._row += 1
+
+    def _apply(self, changes: list[tuple[int, Any, str]], number: int) -> None:
+        """Bring the rows of the frame just placed up to what the packer really found."""
+        index = self._index
+        dropped = {ordinal: reason for ordinal, member, reason in changes if member is None}
+        if len(dropped) == number:
+            raise FileChanged(
+                f"a file {next(iter(dropped.values()))} while it was read", path=index.paths[self._row]
+            )
+        for ordinal, member, reason in changes:
+            row = self._row + ordinal
+            index.sparse.pop(row, None)
+            if member is None:
+                self._dropped.append((row, reason))
+                continue
+            index.modes[row], index.uids[row], index.gids[row], index.sizes[row], index.mtimes[row] = member[
+                2:7
+            ]
+        position = 0
+        for row in range(self._row, self._row + number):
+            if row - self._row in dropped:
+                continue
+            index.offsets[row] = position
+            position += member_bytes(index, row, self._link_of(row))
+
+    def _link_of(self, row: int) -> bytes:
+        index = self._index
+        if index.kinds[row] not in LINK_KINDS:
+            return b""
+        return index.links[sum(index.kinds[:row].count(kind) for kind in LINK_KINDS)]
+
+    def _drop_rows(self, *, skip_changed: bool) -> list[tuple[bytes, str]]:
+        index = self._index
+        if not self._dropped:
+            return []
+        paths = [(index.paths[row], reason) for row, reason in self._dropped]
+        linked = set(index.links)
+        for path, reason in paths:
+            if not skip_changed or path in linked:
+                raise FileChanged(f"a file {reason} while it was read", path=path)
+        gone = {row for row, _ in self._dropped}
+        keep = [row for row in range(len(index)) if row not in gone]
+        index.sparse = {new: index.sparse[row] for new, row in enumerate(keep) if row in index.sparse}
+        index.paths = [index.paths[row] for row in keep]
+        index.kinds = bytearray(index.kinds[row] for row in keep)
+        for name in ("modes", "uids", "gids", "mtimes", "sizes", "frames", "offsets"):
+            column = getattr(index, name)
+            setattr(index, name, type(column)(column.typecode, [column[row] for row in keep]))
+        return paths

@@ -1,0 +1,287 @@
+"""Restore in place: file by file over the old tree, for disks that cannot hold old and new beside each other.
+
+The whole entry was checked before. The target is marked as incomplete first; a killed run leaves the mark, saves of the
+target refuse, and the next restore goes on: what is right already is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+
+from cachekit.archive.content import content_digest
+from cachekit.archive.extract import directory_facts, extract, needed_space
+from cachekit.archive.format import DIRECTORY, FILE, HARDLINK, SYMLINK, parts
+from cachekit.archive.read import Archive
+from cachekit.archive.unpack import STAGED, Destination, WriteOptions
+from cachekit.cache.space import require
+from cachekit.model import Target
+from cachekit.system.files import exists, open_directory, remove_tree
+from cachekit.system.space import free_space
+from cachekit.system.steps import step
+from cachekit.system.workers import worker_count
+from cachekit.targets.commit import merge_batch
+from cachekit.targets.finish import finish
+from cachekit.targets.staging import make_staging
+
+__all__ = ["allocated", "restore_in_place"]
+
+#: So many bytes of new files stand beside the old ones at a time.
+BATCH_BYTES = 32 << 20
+
+
+def allocated(path: bytes) -> int:
+    """Return the bytes on disk of everything below ``path``; 0 if it is absent. Unreadable parts count nothing."""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return 0
+    total = info.st_blocks * 512
+    if not stat.S_ISDIR(info.st_mode):
+        return total
+    stack = [path]
+    while stack:
+        with contextlib.suppress(OSError), os.scandir(stack.pop()) as entries:
+            for entry in entries:
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    stack.append(entry.path)
+    return total
+
+
+def restore_in_place(
+    archive: Archive,
+    target: Target,
+    place: bytes,
+    options: WriteOptions,
+    *,
+    remove_extras: bool,
+    durable: bool,
+    min_free: int,
+) -> int:
+    """Make the target what the entry says, replacing only what differs; return how many files were right already.
+
+    Raises NoSpace before the first change if even this way does not fit, OSError of the filesystem later (the target
+    then stays marked as incomplete).
+    """
+    entry = {
+        "path": archive.path.decode("latin-1"),
+        "key": archive.seal.key,
+        "identity": archive.seal.identity,
+        "target_root": target.root,
+        "target_path": target.path.decode("latin-1"),
+    }
+    staging = make_staging(place, "merge", entry)
+    try:
+        destination = Destination(target, staging.fd)
+        try:
+            free = free_space(staging.fd)
+            need = needed_space(archive, destination, free.block_size)
+            largest = max((size for size in archive.index.sizes), default=0)
+            old = allocated(place)
+            # The old tree goes as the new one comes; the largest file stands beside its predecessor for a moment.
+            require(
+                free,
+                max(0, need.bytes - old) + min(largest + BATCH_BYTES, need.bytes),
+                0,
+                min_free=min_free,
+                what="restore in place",
+                path=place,
+            )
+        except BaseException:
+            staging.abandon()
+            raise
+        staging.journal.phase = "in-place"
+        staging.write_facts(
+            [
+                fact
+                for fact in directory_facts(archive, destination, options)
+                if fact[0] or target.path != b"."
+            ]
+        )
+        staging.journal.write(staging.fd)
+        step("inplace.marked")
+        work = _InPlace(archive, destination, place, options)
+        if remove_extras:
+            work.remove_extras()
+        work.make_directories()
+        right = 0
+        for batch in work.batches():
+            right += work.kept
+            work.kept = 0
+            if batch:
+                frames = archive.index.frames
+                last = frames[batch[-1]] + parts(archive.index.sizes[batch[-1]])
+                limited = WriteOptions(
+                    options.same_owner, options.keep_setuid, frozenset(batch), options.atime_ns
+                )
+                extract(archive, [destination], limited, worker_count(), span=range(frames[batch[0]], last))
+                _merge(staging, place)
+                step("inplace.first-file")
+        work.make_links(staging.fd)
+        step("inplace.files-done")
+        os.mkdir(STAGED, 0o700, dir_fd=staging.fd)
+        info = os.lstat(place)
+        staging.journal.new = [info.st_dev, info.st_ino]  # commit finds the new tree in its place
+        staging.journal.phase = "committing"
+        staging.journal.write(staging.fd)
+        finish(staging, durable=durable, same_owner=options.same_owner)
+        return right
+    finally:
+        staging.close()
+
+
+def _merge(staging: object, place: bytes) -> None:
+    from cachekit.targets.staging import Staging
+
+    assert isinstance(staging, Staging)
+    if stat.S_ISDIR(os.lstat(STAGED, dir_fd=staging.fd).st_mode):
+        merge_batch(staging)
+    else:
+        if exists(place) and stat.S_ISDIR(os.lstat(place).st_mode):
+            remove_tree(place)
+        os.rename(STAGED, staging.name, src_dir_fd=staging.fd, dst_dir_fd=staging.parent_fd)
+
+
+class _InPlace:
+    """The comparison of an entry's target with what is there."""
+
+    def __init__(
+        self, archive: Archive, destination: Destination, place: bytes, options: WriteOptions
+    ) -> None:
+        self._index = archive.index
+        self._destination = destination
+        self._place = place
+        self._options = options
+        self.kept = 0
+
+    def _path(self, row: int) -> bytes | None:
+        """Return the member's path in the target; None if it belongs to another target."""
+        staged = self._destination.place(self._index.paths[row])
+        if staged is None:
+            return None
+        relative = staged[len(STAGED) + 1 :]
+        return os.path.join(self._place, relative) if relative else self._place
+
+    def remove_extras(self) -> None:
+        """Remove what the entry does not have. Staging directories and mount points stay."""
+        keep = {path for row in range(len(self._index)) if (path := self._path(row)) is not None}
+        keep.add(self._place)
+        stack = [self._place]
+        while stack:
+            with (
+                contextlib.suppress(NotADirectoryError, FileNotFoundError),
+                os.scandir(stack.pop()) as entries,
+            ):
+                for entry in entries:
+                    if entry.path in keep:
+                        if entry.is_dir(follow_symlinks=False):
+                            stack.append(entry.path)
+                    elif not entry.name.startswith(b".cachekit-"):
+                        remove_tree(entry.path)
+
+    def make_directories(self) -> None:
+        """Make the entry's directories, taking away what is none in their place."""
+        index = self._index
+        for row, kind in enumerate(index.kinds):
+            if kind != DIRECTORY or (path := self._path(row)) is None:
+                continue
+            try:
+                info = os.lstat(path)
+            except FileNotFoundError:
+                os.mkdir(path, 0o700)
+                continue
+            if not stat.S_ISDIR(info.st_mode):
+                os.unlink(path)
+                os.mkdir(path, 0o700)
+            elif info.st_mode & 0o700 != 0o700 and info.st_uid == os.geteuid():
+                os.chmod(path, stat.S_IMODE(info.st_mode) | 0o700)
+
+    def batches(self) -> Iterator[list[int]]:
+        """Yield rows of files that are not right, in order, some megabytes at a time; count the others in ``kept``."""
+        index = self._index
+        batch: list[int] = []
+        size = 0
+        ordinal = 0
+        for row, kind in enumerate(index.kinds):
+            if kind != FILE:
+                continue
+            digest = bytes(index.contents[ordinal : ordinal + 16])
+            ordinal += 16
+            path = self._path(row)
+            if path is None:
+                continue
+            if self._is_right(row, path, digest):
+                self.kept += 1
+                continue
+            batch.append(row)
+            size += index.sizes[row]
+            if size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        yield batch
+
+    def _is_right(self, row: int, path: bytes, digest: bytes) -> bool:
+        """Compare by content, never by time; mode and mtime of a right file are set straight on the way."""
+        index = self._index
+        if row in index.sparse:
+            return False
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return False
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode) or info.st_size != index.sizes[row] or info.st_nlink != 1:
+                return False
+            if content_digest(fd, info.st_size) != digest:
+                return False
+            mode = self._options.mode(index.modes[row])
+            if stat.S_IMODE(info.st_mode) != mode:
+                os.fchmod(fd, mode)
+            if self._options.same_owner:
+                os.fchown(fd, index.uids[row], index.gids[row])
+            if info.st_mtime_ns != index.mtimes[row]:
+                os.utime(fd, ns=(info.st_atime_ns, index.mtimes[row]))
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def make_links(self, staging_fd: int) -> None:
+        """Symlinks, then hard links, each made in staging and renamed over what is there."""
+        index = self._index
+        rows = [row for row, kind in enumerate(index.kinds) if kind in (SYMLINK, HARDLINK)]
+        linked = sorted(
+            zip(rows, index.links, strict=True), key=lambda pair: index.kinds[pair[0]] == HARDLINK
+        )
+        for row, link in linked:
+            path = self._path(row)
+            if path is None:
+                continue
+            if index.kinds[row] == SYMLINK:
+                os.symlink(link, b"link", dir_fd=staging_fd)
+                os.utime(
+                    b"link",
+                    ns=(self._options.atime_ns, index.mtimes[row]),
+                    dir_fd=staging_fd,
+                    follow_symlinks=False,
+                )
+            else:
+                source = self._destination.place(link)
+                assert source is not None
+                first = os.path.join(self._place, source[len(STAGED) + 1 :])
+                os.link(first, b"link", dst_dir_fd=staging_fd, follow_symlinks=False)
+            if exists(path) and stat.S_ISDIR(os.lstat(path).st_mode):
+                remove_tree(path)
+            parent_fd = open_directory(os.path.dirname(path), follow=True)
+            try:
+                os.rename(b"link", os.path.basename(path), src_dir_fd=staging_fd, dst_dir_fd=parent_fd)
+                # Renaming one name of a file over another name of it does nothing, and leaves both.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(b"link", dir_fd=staging_fd)
+            finally:
+                os.close(parent_fd)

@@ -1,0 +1,130 @@
+"""What a store holds, and what an entry is: from seals and indexes alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cachekit.archive.check import check_members
+from cachekit.archive.format import KIND_NAMES, LINK_KINDS
+from cachekit.archive.read import Archive, open_archive
+from cachekit.cache.save import this_platform
+from cachekit.cache.verify import is_file_argument
+from cachekit.errors import Missed
+from cachekit.model import EntryIdentity, Key
+from cachekit.store.directory import DirectoryStore
+
+__all__ = ["EntryLine", "Member", "find_archive", "list_entries", "manifest", "members"]
+
+
+@dataclass(frozen=True, slots=True)
+class EntryLine:
+    """One entry of a listing. ``problem`` is why its seal is refused; then most other fields are unknown."""
+
+    entry: str
+    key: str | None
+    platform: str | None
+    archive_bytes: int
+    content_bytes: int
+    files: int
+    created_ns: int
+    targets: list[str]
+    problem: str | None = None
+
+
+def list_entries(store: str, prefix: str = "") -> list[EntryLine]:
+    """Return the entries whose key begins with ``prefix``, newest first. Raises StoreUnavailable."""
+    lines = []
+    for candidate in DirectoryStore(store).candidates(prefix, None):
+        seal = candidate.seal
+        if seal is None:
+            lines.append(
+                EntryLine(candidate.name, None, None, candidate.size, 0, 0, 0, [], str(candidate.error))
+            )
+            continue
+        lines.append(
+            EntryLine(
+                candidate.name,
+                seal.key,
+                str(seal.platform),
+                candidate.size,
+                seal.content_bytes,
+                seal.counts.get("files", 0) + seal.counts.get("hardlinks", 0),
+                seal.created_ns,
+                [str(target) for target in seal.targets],
+            )
+        )
+    return lines
+
+
+def find_archive(name: str, store: str) -> bytes:
+    """Return the path of the archive that a KEY or FILE argument means. Raises Missed, InvalidRequest."""
+    if is_file_argument(name):
+        return os.fsencode(name)
+    directory = DirectoryStore(store)
+    key = Key(name)
+    here = directory.look(EntryIdentity(key, this_platform()).file_name)
+    if here is not None:
+        return here.path
+    for candidate in directory.candidates(name, None):
+        if candidate.seal is not None and candidate.seal.key == name:
+            return candidate.path
+    raise Missed(f"no entry has the key {name!r}", hint="cachekit ls shows the keys of the store")
+
+
+def manifest(path: bytes) -> dict[str, Any]:
+    """Return the seal's JSON object, with the entry's identity and size. Raises Refused, Unreadable, Missed."""
+    with _opened(path) as archive:
+        return {"identity": archive.seal.identity, "archive_bytes": archive.size, **archive.seal.as_json()}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member of an entry. Size in bytes (a sparse file's length), time in ns since 1970."""
+
+    path: bytes
+    kind: str
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int
+    link: bytes | None
+    digest: str | None
+
+
+def members(path: bytes) -> Iterator[Member]:
+    """Yield an entry's members, the index checked before. Raises Refused, Unreadable, Missed."""
+    with _opened(path) as archive:
+        index = archive.index
+        check_members(archive.seal, index)
+        links = iter(index.links)
+        ordinal = 0
+        for row, kind in enumerate(index.kinds):
+            digest = None
+            if KIND_NAMES[kind] == "file":
+                digest = bytes(index.contents[ordinal : ordinal + 16]).hex()
+                ordinal += 16
+            yield Member(
+                index.paths[row],
+                KIND_NAMES[kind],
+                index.modes[row],
+                index.uids[row],
+                index.gids[row],
+                index.mtimes[row],
+                index.length(row),
+                next(links) if kind in LINK_KINDS else None,
+                digest,
+            )
+
+
+@contextlib.contextmanager
+def _opened(path: bytes) -> Iterator[Archive]:
+    try:
+        with open_archive(path) as archive:
+            yield archive
+    except FileNotFoundError:
+        raise Missed("there is no such file", path=path) from None

@@ -1,0 +1,369 @@
+"""Restore: find, check, stage, commit. Nothing of a target changes before everything about its entry was checked."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cachekit.archive.check import check_members
+from cachekit.archive.extract import Progress, directory_facts, extract, needed_space
+from cachekit.archive.format import DIRECTORY
+from cachekit.archive.names import Roots, find_roots
+from cachekit.archive.read import Archive, open_archive
+from cachekit.archive.unpack import Destination, WriteOptions
+from cachekit.cache import inplace
+from cachekit.cache.save import this_platform
+from cachekit.cache.select import choose_targets, confirmed, names_to_try, status_of
+from cachekit.cache.space import require
+from cachekit.errors import (
+    CachekitError,
+    InvalidRequest,
+    NoSpace,
+    Refused,
+    TargetNotWritable,
+    Unreadable,
+    Unsupported,
+)
+from cachekit.model import Key, Platform, RestoreReport, RestoreStatus, Target
+from cachekit.store.directory import DirectoryStore
+from cachekit.system.space import free_space
+from cachekit.system.steps import step
+from cachekit.system.workers import worker_count
+from cachekit.targets.commit import conflict
+from cachekit.targets.finish import Recovered, finish, recover
+from cachekit.targets.journal import target_lock
+from cachekit.targets.protect import merge_only
+from cachekit.targets.staging import Staging, make_staging, open_staging
+
+__all__ = ["RestoreRequest", "restore"]
+
+#: Worst first: what a restore that used nothing reports.
+_WORST: tuple[RestoreStatus, ...] = ("refused", "unreadable", "unsupported")
+
+
+@dataclass(slots=True)
+class RestoreRequest:
+    """What to restore, and how. ``paths`` empty means the entry's targets under the root.
+
+    ``mode``: merge, replace, or in-place (file by file, where old and new do not fit beside each other; with
+    ``replace_extras`` files that are not in the entry are removed first).
+    """
+
+    key: str
+    store: str
+    restore_keys: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    root: str | None = None
+    mode: Literal["merge", "replace", "in-place"] = "merge"
+    replace_extras: bool = False
+    all_targets: bool = False
+    any_platform: bool = False
+    durable: bool = False
+    same_owner: bool = False
+    keep_setuid: bool = False
+    min_free: int = 0
+    lock_timeout: float = 60.0
+    progress: Progress | None = None
+    #: What this machine is; only tests set it.
+    platform: Platform = field(default_factory=this_platform)
+
+
+def restore(request: RestoreRequest) -> RestoreReport:
+    """Restore the best whole entry: the exact key's, else the newest of the first restore key that has one.
+
+    A miss, and a refusal that leaves nothing to restore, are values of the report. Guaranteed: no byte of a target
+    changes unless its entry was found whole; absent and replaced targets are at every moment the old or the new tree.
+    Damaged entries are set aside, so that they are not served again.
+
+    Raises InvalidRequest, TargetNotNamed, NameConflict, TargetNotWritable, NoSpace, LockTimeout, StoreUnavailable.
+    """
+    begin = time.perf_counter()
+    key = Key(request.key)
+    for prefix in request.restore_keys:
+        if not prefix:
+            raise InvalidRequest("a restore key is empty: it would match every entry of the store")
+    roots = find_roots(request.root)
+    store = DirectoryStore(request.store)
+    store.sweep()
+    report = RestoreReport("miss", key.text, mode=request.mode)
+    verdicts: set[RestoreStatus] = set()
+    for name, exact in names_to_try(
+        store, key, request.restore_keys, request.platform, any_platform=request.any_platform
+    ):
+        verdict = _try(request, store, roots, name, report)
+        if verdict == "restored":
+            report.status = "exact" if exact and report.matched_key == key.text else "partial"
+            store.mark_used(name)
+            break
+        if verdict != "miss":
+            verdicts.add(verdict)
+    else:
+        report.status = next((status for status in _WORST if status in verdicts), "miss")
+    report.seconds = time.perf_counter() - begin
+    return report
+
+
+def _try(
+    request: RestoreRequest, store: DirectoryStore, roots: Roots, name: str, report: RestoreReport
+) -> RestoreStatus | Literal["restored"]:
+    """Restore from one candidate, or say why not."""
+    path = store.entry_path(name)
+    for attempt in (1, 2):
+        identity: tuple[int, int] | None = None
+        try:
+            with open_archive(path) as archive:
+                identity = archive.identity
+                step("restore.opened")
+                if store.denied(path):
+                    _passed_over(
+                        report, name, "refused", "it was refused before and lies on a read-only store"
+                    )
+                    return "refused"
+                store.check_filing(archive, name)
+                if not request.any_platform and archive.seal.platform != request.platform:
+                    _passed_over(report, name, "miss", f"it was made for {archive.seal.platform}")
+                    return "miss"
+                _restore(request, archive, roots, report)
+                report.entry = name
+                return "restored"
+        except FileNotFoundError:
+            return "miss"
+        except (Unsupported, Unreadable) as error:
+            _passed_over(report, name, error.id, str(error))
+            return status_of(error)
+        except Refused as error:
+            if identity is None or confirmed(store, path, name, identity):
+                aside = identity is not None and store.set_aside(path, identity)
+                if aside:
+                    report.quarantined.append(name)
+                _passed_over(report, name, error.id, error.message, error)
+                return "refused"
+            if attempt == 2:
+                _passed_over(report, name, "unreadable", f"it reads differently each time: {error}")
+    return "unreadable"
+
+
+def _passed_over(
+    report: RestoreReport, name: str, verdict: str, reason: str, error: CachekitError | None = None
+) -> None:
+    line: dict[str, object] = {"entry": name, "verdict": verdict, "reason": reason}
+    if error is not None:
+        line["error"] = error.as_dict()
+    report.tried.append(line)
+
+
+def _restore(request: RestoreRequest, archive: Archive, roots: Roots, report: RestoreReport) -> None:
+    clock = time.perf_counter
+    mark = clock()
+    seal = archive.seal
+    targets = choose_targets(seal.targets, request.paths, roots, every=request.all_targets)
+    check_members(seal, archive.index)
+    report.phases["index"] = clock() - mark
+    places = {target: _real(roots.path_of(target)) for target in targets}
+    with contextlib.ExitStack() as stack:
+        for place in sorted(places.values()):
+            stack.enter_context(target_lock(place, shared=False, timeout=request.lock_timeout))
+        pending = [p for place in places.values() for p in _recover(place, report)]
+        _check_targets(request, archive, roots, places)
+        with _errors_of_target(places):
+            if request.mode == "in-place":
+                _in_place(request, archive, roots, places, report)
+            else:
+                _staged(request, archive, roots, places, report)
+        for recovered in pending:
+            _drop(recovered)
+    report.matched_key = seal.key
+    report.identity = seal.identity
+    report.targets = [str(target) for target in targets]
+    report.members, report.files = seal.members, seal.counts["files"] + seal.counts["hardlinks"]
+    report.content_bytes, report.archive_bytes = seal.content_bytes, archive.size
+    if not request.keep_setuid:
+        cleared = sum(
+            1
+            for m, k in zip(archive.index.modes, archive.index.kinds, strict=True)
+            if m & 0o6000 and k != DIRECTORY
+        )
+        if cleared:
+            report.warnings.append(
+                f"{cleared} files were restored without their setuid or setgid bit (--keep-setuid)"
+            )
+
+
+def _real(path: bytes) -> bytes:
+    """Resolve links in the target's parent, never the target itself."""
+    if path == b"/":
+        return path
+    parent, name = os.path.split(path)
+    return os.path.join(os.path.realpath(parent), name)
+
+
+def _recover(place: bytes, report: RestoreReport) -> list[Recovered]:
+    """Finish or roll back what a killed restore left of a target; return what only our restore can end."""
+    pending = []
+    for recovered in recover(place):
+        if recovered.result == "needs-archive":
+            pending.append(recovered)
+        elif recovered.result in {"finished", "rolled-back"}:
+            report.warnings.append(
+                f"an earlier restore was killed; it was {recovered.result.replace('-', ' ')} first"
+            )
+    return pending
+
+
+def _drop(recovered: Recovered) -> None:
+    with contextlib.suppress(OSError):
+        staging = open_staging(recovered.journal)
+        if staging is not None:
+            staging.remove()
+            staging.close()
+
+
+def _check_targets(
+    request: RestoreRequest, archive: Archive, roots: Roots, places: dict[Target, bytes]
+) -> None:
+    kinds = dict(zip(archive.index.paths, archive.index.kinds, strict=True))
+    for target, place in places.items():
+        kind = kinds.get(target.member, DIRECTORY)
+        conflict(
+            place, new_is_directory=kind == DIRECTORY, replace=_mode(request, roots, place)[0] == "replace"
+        )
+
+
+def _mode(request: RestoreRequest, roots: Roots, place: bytes) -> tuple[str, str | None]:
+    """Return how this target is committed, and why not as asked."""
+    reason = merge_only(
+        place,
+        root=roots.root,
+        home=os.path.realpath(roots.home),
+        here=os.fsencode(os.path.realpath(os.getcwd())),
+    )
+    if request.mode == "replace" and reason:
+        return "merge", reason
+    return request.mode, reason
+
+
+@contextlib.contextmanager
+def _errors_of_target(places: dict[Target, bytes]) -> Iterator[None]:
+    """Turn the target filesystem's errors into sentences with exit codes."""
+    path = next(iter(places.values()), b"")
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            quota = " (a quota)" if error.errno == errno.EDQUOT else ""
+            raise NoSpace(
+                f"the target's filesystem became full{quota} while the entry was unpacked; the target is as "
+                "it was",
+                path=path,
+                errno=error.errno,
+            ) from None
+        raise TargetNotWritable(
+            f"cannot write the target: {error.strerror}", path=path, errno=error.errno
+        ) from None
+
+
+def _staged(
+    request: RestoreRequest,
+    archive: Archive,
+    roots: Roots,
+    places: dict[Target, bytes],
+    report: RestoreReport,
+) -> None:
+    clock = time.perf_counter
+    mark = clock()
+    options = WriteOptions(same_owner=request.same_owner, keep_setuid=request.keep_setuid)
+    stagings: dict[Target, Staging] = {}
+    entry = {
+        "path": archive.path.decode("latin-1"),
+        "key": archive.seal.key,
+        "identity": archive.seal.identity,
+    }
+    done: set[Target] = set()
+    try:
+        for target, place in places.items():
+            mode, reason = _mode(request, roots, place)
+            if request.mode == "replace" and mode == "merge":
+                report.warnings.append(f"{target} was merged, not replaced: {reason}")
+            stagings[target] = make_staging(place, mode, entry)
+        destinations = [Destination(target, staging.fd) for target, staging in stagings.items()]
+        _require_space(request, archive, destinations, places)
+        for destination in destinations:
+            if archive.index.paths and not destination.target.member:
+                os.mkdir(b"new", 0o700, dir_fd=destination.fd)
+        if any(staging.journal.inside for staging in stagings.values()):
+            # Staging inside the target touches it: then all is checked before, at the price of decoding twice.
+            extract(archive, [], options, worker_count())
+        extract(archive, destinations, options, worker_count(), request.progress)
+        step("restore.extracted")
+        for destination, staging in zip(destinations, stagings.values(), strict=True):
+            facts = directory_facts(archive, destination, options)
+            if destination.target.path == b".":
+                facts = [fact for fact in facts if fact[0]]
+            staging.write_facts(facts)
+        step("restore.finished-staging")
+        report.phases["unpack"] = clock() - mark
+        mark = clock()
+        for target, staging in stagings.items():
+            outcome = finish(staging, durable=request.durable, same_owner=request.same_owner)
+            done.add(target)
+            report.commit[str(target)] = outcome.level
+            report.extra += outcome.extra
+        report.phases["commit"] = clock() - mark
+    except BaseException:
+        for target, staging in stagings.items():
+            if target not in done and staging.journal.phase == "staging":
+                with contextlib.suppress(OSError):
+                    staging.abandon()
+        raise
+    finally:
+        for staging in stagings.values():
+            staging.close()
+
+
+def _require_space(
+    request: RestoreRequest, archive: Archive, destinations: list[Destination], places: dict[Target, bytes]
+) -> None:
+    """Raise NoSpace unless all targets of each filesystem fit on it beside what is there."""
+    needs: dict[int, list[int]] = {}
+    for destination in destinations:
+        space = free_space(destination.fd)
+        need = needed_space(archive, destination, space.block_size)
+        total = needs.setdefault(space.device, [0, 0, destination.fd])
+        total[0] += need.bytes
+        total[1] += need.inodes
+    for size, inodes, fd in needs.values():
+        free = free_space(fd)
+        path = next(places[d.target] for d in destinations if d.fd == fd)
+        hint = "free space on that filesystem; nothing was written"
+        old = sum(inplace.allocated(place) for place in places.values())
+        if request.mode != "in-place" and free.available < size <= free.available + old:
+            hint = "old and new tree do not fit beside each other, but --in-place would: it replaces file by file"
+        require(free, size, inodes, min_free=request.min_free, what="restore", path=path, hint=hint)
+
+
+def _in_place(
+    request: RestoreRequest,
+    archive: Archive,
+    roots: Roots,
+    places: dict[Target, bytes],
+    report: RestoreReport,
+) -> None:
+    options = WriteOptions(same_owner=request.same_owner, keep_setuid=request.keep_setuid)
+    extract(archive, [], options, worker_count(), request.progress)
+    for target, place in places.items():
+        extras = request.replace_extras and _mode(request, roots, place)[1] is None
+        report.unchanged += inplace.restore_in_place(
+            archive,
+            target,
+            place,
+            options,
+            remove_extras=extras,
+            durable=request.durable,
+            min_free=request.min_free,
+        )
+        report.commit[str(target)] = "in-place"

@@ -1,0 +1,325 @@
+"""Save: walk, reserve, write, publish. An entry appears whole under its key, or the store is as it was."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cachekit._version import __version__
+from cachekit.archive.format import DIRECTORY
+from cachekit.archive.names import Roots, compile_patterns, find_roots, targets_of
+from cachekit.archive.pack import zstd_version
+from cachekit.archive.read import open_archive
+from cachekit.archive.seal import Seal
+from cachekit.archive.walk import Walk
+from cachekit.archive.write import FileChanged, Progress, Written, write_entry
+from cachekit.cache.space import require
+from cachekit.errors import (
+    CachekitError,
+    InvalidRequest,
+    LockTimeout,
+    NoSpace,
+    NothingMatched,
+    Refused,
+    SourceChanged,
+    Unreadable,
+)
+from cachekit.model import EntryIdentity, Key, Platform, SaveReport, Target
+from cachekit.store.directory import DirectoryStore
+from cachekit.system.clock import host_name, machine, now_ns, python_version
+from cachekit.system.publish import TempFile
+from cachekit.system.workers import worker_count
+from cachekit.targets.finish import refuse_unfinished
+from cachekit.targets.journal import target_lock
+
+__all__ = ["SaveRequest", "save"]
+
+#: What the index, seal and seek table take at most for each member, and for an entry; measured, rounded up.
+_INDEX_BYTES_EACH = 160
+_INDEX_BYTES_BASE = 64 << 10
+#: The family's last ratio is trusted with this margin: a cache grows, and its content changes.
+_RATIO_MARGIN = 1.15
+_ATTEMPTS = 3
+LEVELS = range(-50, 23)
+
+
+@dataclass(slots=True)
+class SaveRequest:
+    """What to save, and how. ``paths`` as given by the user; ``root`` None means the current directory.
+
+    ``wait_seconds``: how long to wait for another live saver of the key (0: report it at once).
+    """
+
+    key: str
+    paths: list[str]
+    store: str
+    root: str | None = None
+    level: int = 3
+    excludes: list[str] = field(default_factory=list)
+    force: bool = False
+    wait_seconds: float = 0.0
+    family: str | None = None
+    min_free: int = 0
+    changed: Literal["skip", "refuse"] = "refuse"
+    allow_empty: bool = False
+    lock_timeout: float = 60.0
+    progress: Progress | None = None
+
+
+def this_platform() -> Platform:
+    """Return the platform that this process runs on."""
+    return Platform(*machine())
+
+
+def save(request: SaveRequest) -> SaveReport:
+    """Save the paths under the key.
+
+    Guaranteed: when this returns "saved", the entry is whole, durable and published; on any error or kill the store
+    serves what it served before. "exists" is said only of an entry whose size and seal were checked.
+
+    Raises InvalidRequest, NothingMatched, NoSpace, SourceChanged, SourceUnreadable, UnfinishedTarget, LockTimeout,
+    StoreUnavailable.
+    """
+    begin = time.perf_counter()
+    key = Key(request.key)
+    if request.level not in LEVELS:
+        raise InvalidRequest(
+            f"there is no compression level {request.level}", expected="-50 to 22", found=request.level
+        )
+    if not request.paths:
+        raise InvalidRequest("no path to save was given", hint="cachekit save --key KEY PATH...")
+    identity = EntryIdentity(key, this_platform())
+    excluded = compile_patterns(request.excludes)
+    roots = find_roots(request.root)
+    targets = targets_of(request.paths, roots)
+    store = DirectoryStore(request.store)
+    places = [roots.path_of(target) for target in targets]
+    refuse_unfinished(places)
+    store.prepare()
+    report = SaveReport(
+        "saved",
+        key.text,
+        identity.file_name,
+        str(identity.platform),
+        targets=[str(target) for target in targets],
+    )
+    deadline = time.monotonic() + request.wait_seconds
+    while True:
+        with store.saver(identity) as saver:
+            if saver.state != "busy":
+                if request.force or not _exists(store, identity, report):
+                    with _locked(places, request.lock_timeout):
+                        _save(request, store, identity, roots, targets, excluded, report)
+                break
+            if time.monotonic() >= deadline:
+                if request.wait_seconds:
+                    raise LockTimeout(
+                        "another process is still saving this key",
+                        expected=request.wait_seconds,
+                        hint="it may still succeed; try again, or look for a process that hangs",
+                    )
+                report.status = "in-progress"
+                break
+        time.sleep(0.2)
+    report.seconds = time.perf_counter() - begin
+    return report
+
+
+class _locked:  # noqa: N801 - used as a context manager
+    """Hold the shared locks of several targets: other saves may read them, a restore may not write them."""
+
+    def __init__(self, places: list[bytes], timeout: float) -> None:
+        self._locks = [target_lock(place, shared=True, timeout=timeout) for place in sorted(places)]
+        self._held: list[object] = []
+
+    def __enter__(self) -> None:
+        try:
+            for lock in self._locks:
+                lock.__enter__()
+                self._held.append(lock)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        while self._held:
+            self._held.pop().__exit__(None, None, None)  # type: ignore[attr-defined]
+
+
+def _exists(store: DirectoryStore, identity: EntryIdentity, report: SaveReport) -> bool:
+    """Return True if a whole entry has the key. One with a damaged seal is set aside: the save then goes on."""
+    path = store.entry_path(identity.file_name)
+    try:
+        with open_archive(path) as archive:
+            try:
+                store.check_filing(archive, identity.file_name)
+            except Refused as error:
+                store.set_aside(path, archive.identity)
+                report.warnings.append(f"the stored entry of this key was refused and set aside: {error}")
+                return False
+            if store.denied(path):
+                return False
+            seal = archive.seal
+            report.status = "exists"
+            report.identity = seal.identity
+            report.archive_bytes, report.content_bytes = archive.size, seal.content_bytes
+            report.members, report.files = seal.members, seal.counts["files"] + seal.counts["hardlinks"]
+    except FileNotFoundError:
+        return False
+    except Unreadable as error:
+        report.warnings.append(f"the stored entry of this key cannot be read and is replaced: {error}")
+        return False
+    store.mark_used(identity.file_name)
+    return True
+
+
+def _save(
+    request: SaveRequest,
+    store: DirectoryStore,
+    identity: EntryIdentity,
+    roots: Roots,
+    targets: list[Target],
+    excluded: Callable[[bytes], bool],
+    report: SaveReport,
+) -> None:
+    left_out: set[bytes] = set()
+    for _ in range(_ATTEMPTS):
+        walk = Walk(targets, roots, excluded, avoid=_identities(store), left_out=frozenset(left_out))
+        try:
+            with store.temporary(identity) as temp:
+                written = _write(request, store, identity, walk, temp)
+                outcome = store.publish(temp, identity, replace=request.force)
+                if outcome == "exists" and not _exists(store, identity, report):
+                    # The entry in the way was damaged and is gone now.
+                    outcome = store.publish(temp, identity, replace=False)
+        except FileChanged as error:
+            if request.changed == "refuse" and error.member not in left_out:
+                raise SourceChanged(error.message, path=error.path) from None
+            left_out.add(error.member)
+            continue
+        if outcome == "published":
+            report.status = "saved"
+            _fill(report, written, walk, left_out)
+            store.mark_used(identity.file_name)
+        return
+    raise SourceChanged("files keep changing faster than they can be saved", path=next(iter(left_out)))
+
+
+def _identities(store: DirectoryStore) -> frozenset[tuple[int, int]]:
+    info = os.stat(store.path)
+    return frozenset({(info.st_dev, info.st_ino)})
+
+
+def _write(
+    request: SaveRequest, store: DirectoryStore, identity: EntryIdentity, walk: Walk, temp: TempFile
+) -> Written:
+    family = request.family or identity.key.family
+    # A family that is not named is the beginning of its keys, which spares reading every seal of the store.
+    ratio = _family_ratio(store, family, "" if request.family else family)
+
+    def reserve(walked: Walk) -> None:
+        if not request.allow_empty and not _has_content(walked):
+            raise NothingMatched(
+                "there is nothing to save: no file is in the tree", path=walked.targets[0].path
+            )
+        need = int(walked.allocated_bytes * ratio) + _INDEX_BYTES_EACH * len(walked.index) + _INDEX_BYTES_BASE
+        free = store.free()
+        if free is not None:
+            require(
+                free,
+                need,
+                2,
+                min_free=request.min_free,
+                what="save",
+                path=store.path,
+                hint="free space there (or leave things out with --exclude); nothing was written",
+            )
+        try:
+            temp.reserve(need)
+        except OSError as error:
+            problem = store.explain(error, "write to")
+            if isinstance(problem, NoSpace):
+                problem.fields.update(need=need)
+                problem.message += f"; need {need} bytes, nothing was written"
+            raise problem from None
+
+    def describe(walked: Walk) -> Seal:
+        return _describe(request, identity, family, walked)
+
+    try:
+        return write_entry(
+            walk,
+            temp,
+            level=request.level,
+            workers=worker_count(),
+            skip_changed=request.changed == "skip",
+            describe=describe,
+            before_writing=reserve,
+            progress=request.progress,
+        )
+    except CachekitError:
+        raise
+    except OSError as error:
+        raise store.explain(error, "write to") from None
+
+
+def _has_content(walk: Walk) -> bool:
+    """Return True if there is anything but directories."""
+    return walk.index.count(DIRECTORY) < len(walk.index)
+
+
+def _family_ratio(store: DirectoryStore, family: str, prefix: str) -> float:
+    """Return archive bytes for each allocated byte in the family's newest entry, with a margin; 1 if unknown."""
+    for candidate in store.candidates(prefix, str(this_platform())):
+        seal = candidate.seal
+        if seal is not None and seal.family == family and seal.allocated_bytes:
+            return min(1.0, _RATIO_MARGIN * candidate.size / seal.allocated_bytes)
+    return 1.0
+
+
+def _describe(request: SaveRequest, identity: EntryIdentity, family: str, walk: Walk) -> Seal:
+    used = {target.root for target in walk.targets}
+    roots: dict[str, str] = {name: walk.roots.directory(name).decode("latin-1") for name in sorted(used)}
+    return Seal(
+        key=identity.key.text,
+        platform=identity.platform,
+        family=family,
+        targets=walk.targets,
+        roots=roots,
+        created_ns=now_ns(),
+        host=host_name(),
+        versions={
+            "cachekit": __version__,
+            "python": python_version(),
+            "zstd": zstd_version(),
+        },
+        level=request.level,
+        data_bytes=0,
+        sealed_bytes=0,
+        index_raw_bytes=0,
+        index_sha256="",
+        frames=0,
+        members=0,
+        tar_bytes=0,
+        content_bytes=0,
+        allocated_bytes=0,
+        counts={},
+    )
+
+
+def _fill(report: SaveReport, written: Written, walk: Walk, left_out: set[bytes]) -> None:
+    seal = written.seal
+    report.identity = seal.identity
+    report.members = seal.members
+    report.files = seal.counts["files"] + seal.counts["hardlinks"]
+    report.content_bytes = seal.content_bytes
+    report.archive_bytes = written.archive_bytes
+    report.skipped = dict(walk.skipped)
+    report.phases = written.phases
+    dropped = [path for path, _ in written.dropped] + sorted(left_out)
+    report.changed = [os.fsdecode(path) for path in dropped]
+    if dropped:
+        report.warnings.append(f"{len(dropped)} files kept changing or vanished and were left out")

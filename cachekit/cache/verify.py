@@ -1,0 +1,115 @@
+"""Verify: climb the ladder as far as asked, for entries of a store or for lone archive files. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cachekit.archive.check import check_members
+from cachekit.archive.extract import Progress, check_contents, check_frames
+from cachekit.archive.read import Archive, open_archive
+from cachekit.errors import CachekitError, Refused, Unreadable
+from cachekit.model import Key, VerifyReport
+from cachekit.store.directory import DirectoryStore
+from cachekit.store.layout import ENTRY_NAME
+from cachekit.system.workers import worker_count
+
+__all__ = ["DEPTHS", "VerifyRequest", "is_file_argument", "verify"]
+
+Depth = Literal["seal", "index", "frames", "contents"]
+DEPTHS: tuple[Depth, ...] = ("seal", "index", "frames", "contents")
+
+
+@dataclass(slots=True)
+class VerifyRequest:
+    """What to verify: keys and files as given, or ``every`` entry of the store."""
+
+    names: list[str]
+    store: str
+    every: bool = False
+    depth: Depth = "contents"
+    progress: Progress | None = field(default=None)
+
+
+def is_file_argument(name: str) -> bool:
+    """Return True if an argument means a file rather than a key: it has a slash or names something that is there."""
+    return (os.path.sep in name and os.path.lexists(name)) or os.path.isfile(name)
+
+
+def verify(request: VerifyRequest) -> Iterator[VerifyReport]:
+    """Yield a verdict for each archive, as it is reached. Raises StoreUnavailable, InvalidRequest."""
+    store = DirectoryStore(request.store)
+    if request.every:
+        for candidate in store.entries():
+            yield _verify(store, candidate.path, request, candidate.name)
+    for name in request.names:
+        if is_file_argument(name):
+            own = os.path.basename(name)
+            yield _verify(store, os.fsencode(name), request, own if ENTRY_NAME.fullmatch(own) else None)
+            continue
+        key = Key(name)
+        found = False
+        for candidate in store.entries(name):
+            # A damaged seal gives no key; its file name tells which key it was filed under.
+            if candidate.seal.key == key.text if candidate.seal else _filed_under(candidate.name, key):
+                found = True
+                yield _verify(store, candidate.path, request, candidate.name)
+        if not found:
+            yield VerifyReport(
+                "",
+                name,
+                ok=False,
+                depth=request.depth,
+                verdict="missing",
+                error={"id": "miss", "message": f"no entry has the key {name!r}", "exit_code": 3},
+            )
+
+
+def _filed_under(name: str, key: Key) -> bool:
+    from cachekit.cache.save import this_platform
+    from cachekit.model import EntryIdentity
+
+    return name == EntryIdentity(key, this_platform()).file_name
+
+
+def _verify(store: DirectoryStore, path: bytes, request: VerifyRequest, filed_as: str | None) -> VerifyReport:
+    begin = time.perf_counter()
+    report = VerifyReport(os.fsdecode(path), None, ok=False, depth=request.depth, verdict="ok")
+    try:
+        with open_archive(path) as archive:
+            report.archive_bytes = archive.size
+            seal = archive.seal
+            report.key, report.identity = seal.key, seal.identity
+            report.content_bytes = seal.content_bytes
+            report.files = seal.counts.get("files", 0) + seal.counts.get("hardlinks", 0)
+            if filed_as is not None:
+                store.check_filing(archive, filed_as)
+            climb(archive, request.depth, request.progress)
+        report.ok = True
+    except FileNotFoundError:
+        report.verdict = "missing"
+        report.error = {"id": "miss", "message": "there is no such file", "exit_code": 3}
+    except (Refused, Unreadable) as error:
+        report.verdict = error.id  # type: ignore[assignment]
+        report.error = _describe(error)
+    report.seconds = time.perf_counter() - begin
+    return report
+
+
+def _describe(error: CachekitError) -> dict[str, object]:
+    return error.as_dict()
+
+
+def climb(archive: Archive, depth: Depth, progress: Progress | None = None) -> None:
+    """Check an archive up to and including ``depth``. Raises Refused from the first rung that fails, Unreadable."""
+    level = DEPTHS.index(depth)
+    _ = archive.seal
+    if level >= DEPTHS.index("index"):
+        check_members(archive.seal, archive.index)
+    if depth == "frames":
+        check_frames(archive, worker_count(), progress)
+    elif depth == "contents":
+        check_contents(archive, worker_count(), progress)

@@ -1,0 +1,124 @@
+"""``cachekit ls`` and ``cachekit show``."""
+
+from __future__ import annotations
+
+import datetime as dt
+import stat
+from typing import Any
+
+import click
+
+from cachekit.cache.listing import EntryLine, Member, find_archive, list_entries, manifest, members
+from cachekit.cli.options import common, json_option, store_option
+from cachekit.cli.render import printable, size, to_json
+from cachekit.store.directory import DirectoryStore
+
+__all__ = ["ls", "show"]
+
+
+def _when(nanoseconds: int) -> str:
+    moment = dt.datetime.fromtimestamp(nanoseconds // 1_000_000_000, tz=dt.UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+@click.command(short_help="List the entries of the store.")
+@click.argument("prefix", default="")
+@store_option
+@click.option("--quarantine", is_flag=True, help="List what was refused and set aside instead.")
+@json_option
+@common
+def ls(prefix: str, store: str, quarantine: bool, as_json: bool) -> int:
+    """List entries, newest first: those whose key begins with PREFIX.
+
+    \b
+    Example:
+      cachekit ls npm-
+    """
+    if quarantine:
+        found = [row for row in DirectoryStore(store).quarantined() if row[0].startswith(prefix)]
+        if as_json:
+            click.echo(to_json([{"file": name, "bytes": n, "set_aside_ns": when} for name, n, when in found]))
+            return 0
+        for name, count, when in found:
+            click.echo(f"{_when(when)}  {size(count):>10}  {printable(name)}")
+        click.echo(f"{len(found)} in quarantine; they go after 7 days", err=True)
+        return 0
+    entries = list_entries(store, prefix)
+    if as_json:
+        click.echo(to_json(entries))
+        return 0
+    for entry in entries:
+        click.echo(_line(entry))
+    click.echo(f"{len(entries)} entries, {size(sum(e.archive_bytes for e in entries))}", err=True)
+    return 0
+
+
+def _line(entry: EntryLine) -> str:
+    if entry.problem is not None:
+        return f"{'refused':<20}  {size(entry.archive_bytes):>10}  {printable(entry.entry)}: {printable(entry.problem)}"
+    return (
+        f"{_when(entry.created_ns)}  {size(entry.archive_bytes):>10}  {entry.files:>7} files  "
+        f"{printable(entry.key)}  ({printable(entry.platform)})"
+    )
+
+
+@click.command(short_help="Show what an entry holds.")
+@click.argument("name", metavar="KEY|FILE")
+@store_option
+@click.option("--manifest", "whole", is_flag=True, help="Print the manifest (the sealed JSON).")
+@click.option("--files", is_flag=True, help="List the members.")
+@json_option
+@common
+def show(name: str, store: str, whole: bool, files: bool, as_json: bool) -> int:
+    """Show an entry's manifest in short, or its files, from seal and index alone."""
+    path = find_archive(name, store)
+    if files:
+        if as_json:
+            click.echo(to_json([{n: getattr(m, n) for n in Member.__slots__} for m in members(path)]))
+            return 0
+        for member in members(path):
+            click.echo(_member(member))
+        return 0
+    data = manifest(path)
+    if as_json or whole:
+        click.echo(to_json(data))
+        return 0
+    for label, value in _summary(data, path):
+        click.echo(f"{label:<12} {printable(value)}")
+    return 0
+
+
+def _summary(data: dict[str, Any], path: bytes) -> list[tuple[str, object]]:
+    platform = data["platform"]
+    targets = ", ".join(
+        target["path"].encode("latin-1").decode("utf-8", "backslashreplace")
+        + ("" if target["root"] == "root" else f" (in {target['root']})")
+        for target in data["targets"]
+    )
+    counts = ", ".join(f"{count} {kind}" for kind, count in data["counts"].items() if count)
+    return [
+        ("key", data["key"]),
+        ("family", data["family"]),
+        ("platform", f"{platform['os']}-{platform['arch']}-{platform['libc']}"),
+        ("created", f"{_when(data['created_ns'])} on {data['host']}"),
+        ("targets", targets),
+        ("members", counts),
+        ("content", size(data["content_bytes"])),
+        ("archive", f"{size(data['archive_bytes'])} in {data['frames']} frames, level {data['level']}"),
+        ("identity", data["identity"]),
+        ("made by", ", ".join(f"{name} {version}" for name, version in sorted(data["versions"].items()))),
+        ("file", path),
+    ]
+
+
+_KINDS = {"file": stat.S_IFREG, "directory": stat.S_IFDIR, "symlink": stat.S_IFLNK, "hardlink": stat.S_IFREG}
+
+
+def _member(member: Member) -> str:
+    link = (
+        ""
+        if member.link is None
+        else f" {'->' if member.kind == 'symlink' else '='} {printable(member.link)}"
+    )
+    mode = stat.filemode(_KINDS[member.kind] | member.mode)
+    return f"{mode} {member.size:>12} {_when(member.mtime_ns)} {printable(member.path)}{link}"

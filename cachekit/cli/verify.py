@@ -1,0 +1,89 @@
+"""``cachekit verify``."""
+
+from __future__ import annotations
+
+import click
+
+from cachekit.cache.verify import DEPTHS, VerifyRequest
+from cachekit.cache.verify import verify as verify_archives
+from cachekit.cli.options import common, json_option, store_option
+from cachekit.cli.progress import ProgressBar
+from cachekit.cli.render import printable, size, to_json
+from cachekit.errors import InvalidRequest
+from cachekit.model import VerifyReport
+
+__all__ = ["verify"]
+
+#: Exit codes by verdict, worst first.
+_CODES = {"damaged": 4, "unsafe": 4, "unsupported": 4, "unreadable": 9, "missing": 3}
+
+
+@click.command(short_help="Check entries or archive files, as deep as you like.")
+@click.argument("names", nargs=-1, metavar="[KEY|FILE]...")
+@store_option
+@click.option("--all", "every", is_flag=True, help="Check every entry of the store.")
+@click.option(
+    "--depth",
+    type=click.Choice(list(DEPTHS)),
+    default="contents",
+    show_default=True,
+    help="How far up the ladder: seal (milliseconds), index, frames (speed of sha256), contents (all).",
+)
+@json_option
+@common
+def verify(names: tuple[str, ...], store: str, every: bool, depth: str, as_json: bool) -> int:
+    """Check that entries are whole. An archive file is checked without its store. Nothing is changed.
+
+    Exit 0 if all are whole, 4 if one is damaged or unsafe, 9 if one cannot be read, 3 if one is missing.
+
+    \b
+    Examples:
+      cachekit verify --all --depth frames
+      cachekit verify downloaded.tar.zst
+    """
+    if not names and not every:
+        raise InvalidRequest("nothing to verify was given", hint="name keys or files, or pass --all")
+    progress = ProgressBar("verifying")
+    request = VerifyRequest(list(names), store, every=every, depth=depth, progress=progress)  # type: ignore[arg-type]
+    reports = []
+    for report in verify_archives(request):
+        progress.close()
+        reports.append(report)
+        if not as_json:
+            for line in _lines(report):
+                click.echo(line)
+    bad = [report for report in reports if not report.ok]
+    if as_json:
+        click.echo(
+            to_json(
+                {
+                    "ok": not bad,
+                    "depth": depth,
+                    "archives": [{n: getattr(r, n) for n in VerifyReport.__slots__} for r in reports],
+                }
+            )
+        )
+    click.echo(f"{len(reports) - len(bad)} of {len(reports)} whole (depth {depth})", err=True)
+    codes = {_CODES[report.verdict] for report in bad}
+    return next((code for code in (4, 9, 3) if code in codes), 0)
+
+
+def _lines(report: VerifyReport) -> list[str]:
+    name = printable(report.key or report.path)
+    if report.ok:
+        return [
+            f"ok        {name}: {report.files} files, {size(report.content_bytes)}, {report.seconds:.2f} s"
+        ]
+    error = report.error or {}
+    lines = [f"{report.verdict:<9} {name}: {printable(error.get('message', ''))}"]
+    if report.key and report.path:
+        lines.append(f"          file {printable(report.path)}")
+    where = [
+        f"{key} {printable(error[key])}" for key in ("rung", "frame", "offset", "member") if key in error
+    ]
+    if where:
+        lines.append("          at " + ", ".join(where))
+    lines.extend(
+        f"          {key:<8} {printable(error[key])}" for key in ("expected", "found") if key in error
+    )
+    return lines

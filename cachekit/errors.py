@@ -1,0 +1,243 @@
+"""Every failure that cachekit reports, as one tree.
+
+::
+
+    CachekitError                 exit  id
+    ├── InvalidRequest              2   usage
+    ├── Missed                      3   miss
+    ├── Refused                     4   refused
+    │   ├── Damaged                 4   damaged
+    │   ├── Unsafe                  4   unsafe
+    │   └── Unsupported             4   unsupported
+    ├── NoSpace                     5   no-space
+    ├── LockTimeout                 6   lock-timeout
+    ├── SourceOrTargetRefused       8   source-or-target
+    │   ├── NothingMatched          8   nothing-matched
+    │   ├── SourceChanged           8   source-changed
+    │   ├── SourceUnreadable        8   source-unreadable
+    │   ├── NameConflict            8   name-conflict
+    │   ├── TargetNotNamed          8   target-not-named
+    │   ├── TargetNotWritable       8   target-not-writable
+    │   └── UnfinishedTarget        8   unfinished-target
+    ├── StoreUnavailable            9   store-unavailable
+    │   └── Unreadable              9   unreadable
+    └── Interrupted           130/143   interrupted
+
+An error means that a promise could not be kept. A miss is a value (see ``model.RestoreReport``), not an error; `Missed`
+exists for callers that asked to be told by exit code. The exit codes are those of docs/errors.md, which is generated
+from this module.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "CachekitError",
+    "Damaged",
+    "Interrupted",
+    "InvalidRequest",
+    "LockTimeout",
+    "Missed",
+    "NameConflict",
+    "NoSpace",
+    "NothingMatched",
+    "Refused",
+    "SourceChanged",
+    "SourceOrTargetRefused",
+    "SourceUnreadable",
+    "StoreUnavailable",
+    "TargetNotNamed",
+    "TargetNotWritable",
+    "UnfinishedTarget",
+    "Unreadable",
+    "Unsafe",
+    "Unsupported",
+]
+
+
+class CachekitError(Exception):
+    """The root of the tree; never raised itself.
+
+    ``message`` is one sentence without a final full stop. ``path`` is the file or member it is about, ``expected`` and
+    ``found`` the two sides of a failed comparison, ``hint`` what the reader can do next. Further fields (for example
+    ``need`` and ``have`` in bytes) go into ``fields``. All of them are plain values, so an error survives pickling on
+    its way out of a worker process.
+    """
+
+    id: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+    meaning: ClassVar[str] = ""
+    default_hint: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | bytes | None = None,
+        expected: object = None,
+        found: object = None,
+        hint: str | None = None,
+        **fields: object,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+        self.expected = expected
+        self.found = found
+        self.hint = hint if hint is not None else self.default_hint
+        self.fields: dict[str, object] = {name: value for name, value in fields.items() if value is not None}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (
+            _rebuild,
+            (type(self), self.message, self.path, self.expected, self.found, self.hint, self.fields),
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the error as JSON-ready values: id, message, exit code and every field that is set."""
+        plain: dict[str, object] = {"id": self.id, "message": self.message, "exit_code": self.exit_code}
+        for name in ("path", "expected", "found", "hint"):
+            value = getattr(self, name)
+            if value is not None:
+                plain[name] = value
+        plain.update(self.fields)
+        return plain
+
+
+def _rebuild(
+    cls: type[CachekitError],
+    message: str,
+    path: str | bytes | None,
+    expected: object,
+    found: object,
+    hint: str | None,
+    fields: dict[str, Any],
+) -> CachekitError:
+    return cls(message, path=path, expected=expected, found=found, hint=hint, **fields)
+
+
+class InvalidRequest(CachekitError):
+    id = "usage"
+    exit_code = 2
+    meaning = "An option, a key or a path cannot be used as given; nothing was done."
+
+
+class Missed(CachekitError):
+    id = "miss"
+    exit_code = 3
+    meaning = "Nothing was restored and the caller asked to fail on that (--fail-on-miss, --strict)."
+
+
+class Refused(CachekitError):
+    """An archive that must not be used. ``rung`` says which step of the verification ladder refused it."""
+
+    id = "refused"
+    exit_code = 4
+    meaning = "The archive is not used; nothing of the target was changed."
+
+    @property
+    def rung(self) -> str:
+        return str(self.fields.get("rung", "seal"))
+
+
+class Damaged(Refused):
+    id = "damaged"
+    meaning = "The archive is cut, altered, mixed up or is no cachekit archive at all."
+    default_hint = "the entry cannot be repaired; save it again (cachekit save --force)"
+
+
+class Unsafe(Refused):
+    id = "unsafe"
+    meaning = "The archive is whole, but what it would write is not allowed (paths, links, kinds)."
+    default_hint = (
+        "cachekit never writes such an archive: find out who wrote this one before trusting the store"
+    )
+
+
+class Unsupported(Refused):
+    id = "unsupported"
+    meaning = "The archive needs a newer cachekit."
+    default_hint = "upgrade cachekit, or save the entry again with this version"
+
+
+class NoSpace(CachekitError):
+    """Not enough room. Fields: ``need``, ``have``, ``short_by`` (bytes, or inodes when ``unit`` says so)."""
+
+    id = "no-space"
+    exit_code = 5
+    meaning = "There is not enough space (or inodes, or quota); nothing was published or changed."
+    default_hint = "free space on that filesystem, or pass a smaller --min-free"
+
+
+class LockTimeout(CachekitError):
+    id = "lock-timeout"
+    exit_code = 6
+    meaning = "Another process held the lock for longer than was waited."
+
+
+class SourceOrTargetRefused(CachekitError):
+    id = "source-or-target"
+    exit_code = 8
+    meaning = "The tree to be saved, or the place to restore to, does not allow it."
+
+
+class NothingMatched(SourceOrTargetRefused):
+    id = "nothing-matched"
+    meaning = (
+        "The paths match nothing, or only an empty tree: an empty cache would be a hit that helps nobody."
+    )
+    default_hint = "check the paths and --root; --allow-empty saves an empty tree on purpose"
+
+
+class SourceChanged(SourceOrTargetRefused):
+    id = "source-changed"
+    meaning = "A file changed while it was read, several times; nothing was published."
+    default_hint = "save after the job has stopped writing, or pass --changed skip to leave such files out"
+
+
+class SourceUnreadable(SourceOrTargetRefused):
+    id = "source-unreadable"
+    meaning = "A file or directory to be saved cannot be read; nothing was published."
+    default_hint = "fix its permissions, or leave it out with --exclude"
+
+
+class NameConflict(SourceOrTargetRefused):
+    id = "name-conflict"
+    meaning = "Two names would take the same place in the archive or in the target."
+
+
+class TargetNotNamed(SourceOrTargetRefused):
+    id = "target-not-named"
+    meaning = "The entry holds targets that were not asked for, or lacks one that was; nothing was written."
+
+
+class TargetNotWritable(SourceOrTargetRefused):
+    id = "target-not-writable"
+    meaning = "The target cannot be written; it is as it was."
+
+
+class UnfinishedTarget(SourceOrTargetRefused):
+    id = "unfinished-target"
+    meaning = "An earlier restore of this target was killed and is not finished."
+    default_hint = "run cachekit recover, which finishes it or puts the old tree back"
+
+
+class StoreUnavailable(CachekitError):
+    id = "store-unavailable"
+    exit_code = 9
+    meaning = "The store cannot be reached, read or written."
+
+
+class Unreadable(StoreUnavailable):
+    id = "unreadable"
+    meaning = "The filesystem under the archive answers with an error; the archive itself may be whole."
+    default_hint = "check the disk or mount that holds the store; the entry was left where it is"
+
+
+class Interrupted(CachekitError):
+    """A signal asked us to stop. ``signal`` (in fields) makes the exit code: 128 + signal."""
+
+    id = "interrupted"
+    exit_code = 130
+    meaning = "Stopped by a signal (130 for SIGINT, 143 for SIGTERM); nothing was published."

@@ -1,0 +1,235 @@
+"""Frozen values that all rooms share: keys, platforms, targets, sizes and reports. No I/O in here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cachekit.errors import InvalidRequest
+
+__all__ = [
+    "ROOT_PREFIX",
+    "EntryIdentity",
+    "Key",
+    "Platform",
+    "RestoreReport",
+    "RestoreStatus",
+    "RootName",
+    "SaveReport",
+    "SaveStatus",
+    "Target",
+    "VerifyReport",
+    "parse_size",
+]
+
+RootName = Literal["root", "home", "abs"]
+#: What stands before a member's name in the archive, by root. Plain relative names belong to ``root``.
+ROOT_PREFIX: dict[RootName, bytes] = {"root": b"", "home": b".cachekit-home/", "abs": b".cachekit-abs/"}
+
+MAX_KEY_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """A cache key: 1 to 512 bytes of UTF-8 without control characters. Two keys are equal if their bytes are."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a key, saying why."""
+        try:
+            raw = self.text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InvalidRequest(
+                "the key is not valid UTF-8", found=ascii(self.text), hint="use printable characters"
+            ) from None
+        if not raw:
+            raise InvalidRequest(
+                "the key is empty", hint="give a key such as node-linux-<hash of the lock file>"
+            )
+        if len(raw) > MAX_KEY_BYTES:
+            raise InvalidRequest(
+                f"the key is {len(raw)} bytes long, at most {MAX_KEY_BYTES} are allowed",
+                expected=MAX_KEY_BYTES,
+                found=len(raw),
+                hint="put a hash of the long part into the key",
+            )
+        bad = next((c for c in self.text if unicodedata.category(c) in {"Cc", "Zl", "Zp"}), None)
+        if bad is not None:
+            raise InvalidRequest(
+                f"the key contains the control character U+{ord(bad):04X}",
+                found=ascii(self.text),
+                hint="a trailing newline from a command substitution is the usual cause",
+            )
+
+    @property
+    def raw(self) -> bytes:
+        return self.text.encode("utf-8")
+
+    @property
+    def family(self) -> str:
+        """The key up to its last ``-``: entries of one family are expected to resemble each other."""
+        return self.text.rpartition("-")[0] or self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Where an entry was made: part of its identity, because binaries in it run only there."""
+
+    os: str
+    arch: str
+    libc: str
+
+    def __str__(self) -> str:
+        return f"{self.os}-{self.arch}-{self.libc}"
+
+
+@dataclass(frozen=True, slots=True)
+class EntryIdentity:
+    """Key and platform together: what one entry of a store is filed under."""
+
+    key: Key
+    platform: Platform
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits of ``sha256(key NUL platform)``: see docs/format.md, "Entry file names"."""
+        return hashlib.sha256(self.key.raw + b"\0" + str(self.platform).encode()).hexdigest()[:32]
+
+    @property
+    def file_name(self) -> str:
+        return f"{safe_characters(self.key.text)}-{self.digest}.tar.zst"
+
+
+def safe_characters(text: str) -> str:
+    """Return at most 60 characters of ``text`` that are safe in a file name, for people to recognise an entry by."""
+    return safe_prefix(text) or "_"
+
+
+def safe_prefix(text: str) -> str:
+    """Return what the safe characters of every key that begins with ``text`` begin with; empty for no restriction."""
+    return re.sub(r"[^A-Za-z0-9._+=@-]", "_", text)[:60].lstrip(".-")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Target:
+    """One tree (or file) that an entry holds: a root and a path relative to it, ``b"."`` for the root itself."""
+
+    root: RootName
+    path: bytes
+
+    @property
+    def member(self) -> bytes:
+        """The name of the target's own member in the archive, without a trailing slash; empty for ``root`` itself."""
+        prefix = ROOT_PREFIX[self.root]
+        return prefix.rstrip(b"/") if self.path == b"." else prefix + self.path
+
+    def __str__(self) -> str:
+        text = self.path.decode("utf-8", "backslashreplace")
+        if self.root == "home":
+            return "~" if text == "." else f"~/{text}"
+        if self.root == "abs":
+            return "/" if text == "." else f"/{text}"
+        return text
+
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?B?)\s*", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that ``text`` means: ``512``, ``10M``, ``2.5GiB``. Units are powers of 1024 (``kB`` too).
+
+    Raises InvalidRequest for anything else.
+    """
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise InvalidRequest(f"{text!r} is not a size", expected="a number with K, M, G or T", found=text)
+    number, unit, _ = match.groups()
+    return int(float(number) * 1024 ** " KMGTP".index(unit.upper() or " "))
+
+
+SaveStatus = Literal["saved", "exists", "in-progress"]
+
+
+@dataclass(slots=True)
+class SaveReport:
+    """What a save did. Sizes in bytes, times in seconds. ``files`` counts regular files and hard links."""
+
+    status: SaveStatus
+    key: str
+    entry: str
+    platform: str
+    identity: str | None = None
+    targets: list[str] = field(default_factory=list)
+    files: int = 0
+    members: int = 0
+    content_bytes: int = 0
+    archive_bytes: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        """Content bytes for each archive byte; 0 when nothing was written."""
+        return self.content_bytes / self.archive_bytes if self.archive_bytes else 0.0
+
+
+RestoreStatus = Literal["exact", "partial", "miss", "refused", "unreadable", "unsupported"]
+
+
+@dataclass(slots=True)
+class RestoreReport:
+    """What a restore did.
+
+    ``status``: exact (the key itself), partial (a restore key's entry), miss, or why the only candidates were not used.
+    ``tried`` has one line for every candidate that was looked at and not used, with its reason.
+    ``commit`` says for each target how the new tree came into place: rename, exchange, children, files or in-place.
+    """
+
+    status: RestoreStatus
+    key: str
+    matched_key: str | None = None
+    entry: str | None = None
+    identity: str | None = None
+    targets: list[str] = field(default_factory=list)
+    mode: str = "merge"
+    commit: dict[str, str] = field(default_factory=dict)
+    files: int = 0
+    members: int = 0
+    content_bytes: int = 0
+    archive_bytes: int = 0
+    unchanged: int = 0
+    extra: int = 0
+    tried: list[dict[str, object]] = field(default_factory=list)
+    quarantined: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def hit(self) -> bool:
+        """True when a tree was restored, from the exact key or from a restore key."""
+        return self.status in {"exact", "partial"}
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """The verdict on one archive: ``ok``, or the error that the first failing rung raised."""
+
+    path: str
+    key: str | None
+    ok: bool
+    depth: str
+    verdict: Literal["ok", "damaged", "unsafe", "unsupported", "unreadable", "missing"]
+    error: dict[str, object] | None = None
+    archive_bytes: int = 0
+    content_bytes: int = 0
+    files: int = 0
+    identity: str | None = None
+    seconds: float = 0.0

@@ -1,0 +1,316 @@
+"""A store in a directory of a filesystem, local or shared.
+
+Correctness rests on three things only: an entry appears by one atomic step, it is never changed afterwards, and a
+reader keeps the descriptor it opened. Locks save work; they decide nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from cachekit.archive.read import Archive, open_archive
+from cachekit.archive.seal import Seal
+from cachekit.errors import CachekitError, Damaged, NoSpace, StoreUnavailable
+from cachekit.model import EntryIdentity, Key, safe_prefix
+from cachekit.store import layout
+from cachekit.system.clock import now_ns
+from cachekit.system.files import open_directory
+from cachekit.system.locks import try_lock
+from cachekit.system.publish import TempFile, sweep
+from cachekit.system.space import FreeSpace, free_space
+from cachekit.system.state import state_directory
+
+__all__ = ["Candidate", "DirectoryStore", "Saver", "file_name_of"]
+
+_QUARANTINE_NS = 7 * 24 * 3600 * 1_000_000_000
+_QUARANTINE_PER_FAMILY = 2
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def file_name_of(seal: Seal) -> str:
+    """Return the file name under which an entry with this seal must be filed."""
+    return EntryIdentity(Key(seal.key), seal.platform).file_name
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An entry file of the store: its seal, or the error that reading the seal gave."""
+
+    path: bytes
+    name: str
+    size: int
+    seal: Seal | None
+    error: CachekitError | None
+
+
+@dataclass(slots=True)
+class Saver:
+    """The right to save one key. ``state`` is ``busy`` while another live process saves it."""
+
+    state: Literal["held", "busy", "unlocked"]
+    fd: int
+
+
+class DirectoryStore:
+    """The store at ``path``. Opening makes nothing; ``prepare`` makes what a save needs."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(os.path.expanduser(path))
+        self._base = os.path.join(self.path, layout.VERSION, layout.NAMESPACE)
+
+    def directory(self, name: str) -> str:
+        return os.path.join(self._base, name)
+
+    def entry_path(self, name: str) -> bytes:
+        return os.fsencode(os.path.join(self._base, "entries", name))
+
+    def prepare(self) -> None:
+        """Make the store if it is missing, and remove what killed savers left. Raises StoreUnavailable, NoSpace."""
+        with self._trouble("prepare"):
+            layout.create(self.path)
+        self.sweep()
+
+    def sweep(self) -> int:
+        """Remove abandoned temporary files and old quarantined entries; return how many. Best effort, never raises."""
+        removed = 0
+        with contextlib.suppress(OSError):
+            fd = open_directory(os.fsencode(self.directory("tmp")), follow=True)
+            try:
+                removed = sweep(fd)
+            finally:
+                os.close(fd)
+        with contextlib.suppress(OSError):
+            removed += self._sweep_quarantine()
+        return removed
+
+    def _sweep_quarantine(self) -> int:
+        families: dict[str, list[tuple[int, str]]] = {}
+        with os.scandir(self.directory("quarantine")) as entries:
+            for entry in entries:
+                family = re.sub(r"-[^-]*$", "", entry.name.rpartition(".tar.zst")[0].rpartition("-")[0])
+                families.setdefault(family, []).append(
+                    (entry.stat(follow_symlinks=False).st_ctime_ns, entry.path)
+                )
+        oldest = now_ns() - _QUARANTINE_NS
+        removed = 0
+        for items in families.values():
+            items.sort(reverse=True)
+            for number, (set_aside_ns, path) in enumerate(items):
+                if number >= _QUARANTINE_PER_FAMILY or set_aside_ns < oldest:
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+                        removed += 1
+        return removed
+
+    @contextlib.contextmanager
+    def _trouble(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self.explain(error, what) from None
+
+    def explain(self, error: OSError, what: str) -> CachekitError:
+        """Return the error of cachekit's that an OSError of the store means."""
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            space = self.free()
+            quota = " (a quota)" if error.errno == errno.EDQUOT else ""
+            return NoSpace(
+                f"the store's filesystem is full{quota}: {error.strerror}",
+                path=self.path,
+                have=space.available if space else None,
+                errno=error.errno,
+            )
+        hint = "check that the directory exists and that you may write to it, or choose another with --store"
+        return StoreUnavailable(
+            f"cannot {what} the store: {error.strerror}", path=self.path, errno=error.errno, hint=hint
+        )
+
+    def free(self) -> FreeSpace | None:
+        """Return the free space of the store's filesystem, None if it cannot be asked."""
+        path = self.path
+        while path and not os.path.isdir(path):
+            path = os.path.dirname(path)
+        with contextlib.suppress(OSError):
+            return free_space(path or "/")
+        return None
+
+    # Reading
+
+    def candidates(self, prefix: str, platform: str | None) -> list[Candidate]:
+        """Return the entries whose key begins with ``prefix``, newest first; unreadable ones last.
+
+        ``platform`` limits to one platform (as its text), None takes all. Reads the seals only; nothing is trusted
+        but a seal whose digest is right and whose key and platform give the file's own name. Raises StoreUnavailable.
+        """
+        found = [
+            c for c in self.entries(prefix) if c.seal is None or platform in {None, str(c.seal.platform)}
+        ]
+        found.sort(
+            key=lambda c: (c.seal is not None, c.seal.created_ns if c.seal else 0, c.name), reverse=True
+        )
+        return found
+
+    def entries(self, prefix: str = "") -> list[Candidate]:
+        """Return all entries whose key begins with ``prefix``, by name. Raises StoreUnavailable."""
+        try:
+            names = sorted(os.listdir(self.directory("entries")))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise self.explain(error, "read") from None
+        # The file name begins with the key's first safe characters, which leaves out most files without opening them.
+        start = safe_prefix(prefix)
+        found = []
+        for name in names:
+            if not layout.ENTRY_NAME.fullmatch(name) or not name.startswith(start):
+                continue
+            candidate = self.look(name)
+            if candidate is not None and (candidate.seal is None or candidate.seal.key.startswith(prefix)):
+                found.append(candidate)
+        return found
+
+    def look(self, name: str) -> Candidate | None:
+        """Read the seal of the entry file ``name``; None if there is no such file."""
+        path = self.entry_path(name)
+        size = 0
+        try:
+            with open_archive(path) as archive:
+                size = archive.size
+                self.check_filing(archive, name)
+                return Candidate(path, name, size, archive.seal, None)
+        except FileNotFoundError:
+            return None
+        except CachekitError as error:
+            return Candidate(path, name, size, None, error)
+
+    @staticmethod
+    def check_filing(archive: Archive, name: str) -> None:
+        """Raise Damaged if the entry is not the one that its file name stands for."""
+        expected = file_name_of(archive.seal)
+        if expected != name:
+            raise Damaged(
+                "the entry is filed under another entry's name",
+                path=archive.path,
+                rung="seal",
+                expected=expected,
+                found=name,
+            )
+
+    def mark_used(self, name: str) -> None:
+        """Note that the entry was used now: the mtime of ``used/<entry>``. Best effort."""
+        with contextlib.suppress(OSError):
+            fd = os.open(
+                os.path.join(self.directory("used"), name),
+                os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+                0o660,
+            )
+            try:
+                os.utime(fd)
+            finally:
+                os.close(fd)
+
+    # Writing
+
+    @contextlib.contextmanager
+    def saver(self, identity: EntryIdentity) -> Iterator[Saver]:
+        """Claim the saving of a key for the time of a block.
+
+        Keys share 256 lock files. A stripe that another key's saver holds means "unlocked": two savers of one key are
+        harmless, so nobody waits for a stranger.
+        """
+        path = os.path.join(self.directory("locks"), identity.digest[:2])
+        with self._trouble("lock"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+        try:
+            if try_lock(fd):
+                with contextlib.suppress(OSError):  # a full disk: then waiters see no name and do not wait
+                    os.pwrite(fd, identity.digest.encode(), 0)
+                yield Saver("held", fd)
+            elif os.pread(fd, 32, 0).decode("ascii", "replace") == identity.digest:
+                yield Saver("busy", fd)
+            else:
+                yield Saver("unlocked", fd)
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def temporary(self, identity: EntryIdentity) -> Iterator[TempFile]:
+        """Give a temporary file for a new entry, removed unless published. Raises StoreUnavailable, NoSpace."""
+        with self._trouble("write to"):
+            fd = open_directory(os.fsencode(self.directory("tmp")), follow=True)
+        try:
+            with self._trouble("write to"):
+                temp = TempFile(fd, identity.digest)
+            with temp:
+                yield temp
+        finally:
+            os.close(fd)
+
+    def publish(
+        self, temp: TempFile, identity: EntryIdentity, *, replace: bool
+    ) -> Literal["published", "exists"]:
+        """Give a finished temporary file its name. "exists": another whole entry has it. Raises StoreUnavailable."""
+        with self._trouble("publish in"):
+            fd = open_directory(os.fsencode(self.directory("entries")), follow=True)
+            try:
+                return temp.publish(identity.file_name, fd, replace=replace)
+            finally:
+                os.close(fd)
+
+    # Setting aside
+
+    def set_aside(self, path: bytes, identity: tuple[int, int]) -> bool:
+        """Move a damaged entry to quarantine, if its name still leads to the file that was read.
+
+        ``identity`` is the (device, inode) of what was read. On a read-only store the file goes on a deny list of this
+        user instead. Return True if it will not be served again.
+        """
+        try:
+            info = os.lstat(path)
+            if (info.st_dev, info.st_ino) != identity:
+                return True  # replaced in the meantime: the damaged one is gone already
+            name = os.path.basename(os.fsdecode(path))
+            os.rename(path, os.path.join(self.directory("quarantine"), f"{name}.{now_ns()}"))  # noqa: TID251 - a move
+        except FileNotFoundError:
+            return not os.path.lexists(path)
+        except OSError as error:
+            return error.errno in _READ_ONLY | {errno.ENOSPC, errno.EDQUOT} and self._deny(path)
+        return True
+
+    def _deny_name(self, path: bytes) -> str | None:
+        with contextlib.suppress(OSError):
+            info = os.lstat(path)
+            facts = f"{info.st_dev} {info.st_ino} {info.st_size} {info.st_mtime_ns} ".encode() + path
+            return os.path.join(state_directory(), "denied", hashlib.sha256(facts).hexdigest()[:32])
+        return None
+
+    def _deny(self, path: bytes) -> bool:
+        name = self._deny_name(path)
+        if name is None:
+            return False
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(name), mode=0o700, exist_ok=True)
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            return True
+        return False
+
+    def denied(self, path: bytes) -> bool:
+        """Return True if this very file was refused here before and could not be set aside."""
+        name = self._deny_name(path)
+        return name is not None and os.path.exists(name)
+
+    def quarantined(self) -> list[tuple[str, int, int]]:
+        """Return (file name, bytes, set aside at, in ns) of the entries in quarantine."""
+        try:
+            with os.scandir(self.directory("quarantine")) as entries:
+                found = [(e.name, e.stat(follow_symlinks=False)) for e in entries]
+        except OSError:
+            return []
+        return sorted((name, info.st_size, info.st_ctime_ns) for name, info in found)

@@ -1,0 +1,180 @@
+"""A file that appears whole under its name, or not at all.
+
+The sequence is restic's and borg's: a temporary file on the same filesystem, every write checked, fsync, then one
+atomic step gives it its name, then fsync of the directory. The temporary file is alive while its flock is held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import time
+from typing import Literal, Self
+
+from cachekit.system import process
+from cachekit.system.files import fsync_directory, pwrite_all
+from cachekit.system.locks import try_lock
+from cachekit.system.native import preallocate
+from cachekit.system.space import flock_excludes
+from cachekit.system.steps import step
+
+__all__ = ["TempFile", "sweep"]
+
+#: Where flock proves nothing (another host may hold it), a file that did not grow for this long is abandoned.
+ABANDONED_SECONDS = 24 * 3600
+_SUFFIX = ".part"
+
+
+class TempFile:
+    """A temporary file in ``directory_fd``, locked, with a random name that no key can resemble.
+
+    Commit is explicit: leaving the block without ``publish`` removes the file. Raises OSError from every step;
+    nothing is ever half published.
+    """
+
+    def __init__(self, directory_fd: int, label: str) -> None:
+        self._directory_fd = directory_fd
+        self._published = False
+        while True:
+            self.name = f"{label}.{secrets.token_hex(8)}.{process.current()}{_SUFFIX}"
+            self.fd = os.open(
+                self.name,
+                os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW,
+                0o640,
+                dir_fd=directory_fd,
+            )
+            step("save.temp-created")
+            # A sweeper may have locked and removed the file between its creation and our lock: then start anew.
+            if try_lock(self.fd) and os.fstat(self.fd).st_nlink == 1:
+                break
+            os.close(self.fd)
+        step("save.temp-locked")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def reserve(self, size: int) -> bool:
+        """Take ``size`` bytes of disk now, visible to everybody in statvfs. False where the filesystem cannot.
+
+        Raises OSError with ENOSPC or EDQUOT if there is not so much.
+        """
+        if size <= 0:
+            return True
+        try:
+            preallocate(self.fd, size)
+        except OSError as error:
+            if error.errno in {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV}:
+                return False
+            raise
+        return True
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Write all of ``data`` at ``offset``."""
+        pwrite_all(self.fd, data, offset)
+
+    def finish(self, size: int) -> None:
+        """Cut the file at ``size``, giving back what was reserved beyond, and make its content durable."""
+        os.ftruncate(self.fd, size)
+        os.fsync(self.fd)
+        # Network and FUSE filesystems may report a failed write only when a descriptor is closed; the original one
+        # must stay open, for it holds the lock.
+        os.close(os.dup(self.fd))
+
+    def publish(
+        self, name: str, directory_fd: int, *, replace: bool = False
+    ) -> Literal["published", "exists"]:
+        """Give the file its name in ``directory_fd``; with ``replace``, over whatever has that name.
+
+        "exists" means that another file has the name and this one is still temporary.
+        """
+        if replace:
+            os.rename(self.name, name, src_dir_fd=self._directory_fd, dst_dir_fd=directory_fd)
+            step("save.linked")
+        elif not self._link(name, directory_fd):
+            return "exists"
+        self._published = True
+        fsync_directory(directory_fd)
+        step("save.published")
+        return "published"
+
+    def _link(self, name: str, directory_fd: int) -> bool:
+        try:
+            os.link(self.name, name, src_dir_fd=self._directory_fd, dst_dir_fd=directory_fd)
+        except FileExistsError:
+            # A repeated NFS request may report EEXIST for the link that it made itself: two names prove it ours.
+            if os.fstat(self.fd).st_nlink != 2:
+                return False
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK}:
+                raise
+            return self._claim_and_rename(name, directory_fd)
+        step("save.linked")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.name, dir_fd=self._directory_fd)
+        step("save.temp-unlinked")
+        return True
+
+    def _claim_and_rename(self, name: str, directory_fd: int) -> bool:
+        """Publish where there are no hard links: whoever makes the claim file may rename."""
+        claim = f"{name}.claim{_SUFFIX}"
+        try:
+            claim_fd = os.open(
+                claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640, dir_fd=self._directory_fd
+            )
+        except FileExistsError:
+            return False
+        try:
+            try_lock(claim_fd)
+            try:
+                os.lstat(name, dir_fd=directory_fd)
+            except FileNotFoundError:
+                os.rename(self.name, name, src_dir_fd=self._directory_fd, dst_dir_fd=directory_fd)
+                step("save.linked")
+                return True
+            return False
+        finally:
+            os.close(claim_fd)
+            os.unlink(claim, dir_fd=self._directory_fd)
+
+    def discard(self) -> None:
+        """Remove the file unless it was published; close it. Idempotent."""
+        if self.fd < 0:
+            return
+        if not self._published:
+            with contextlib.suppress(OSError):
+                os.unlink(self.name, dir_fd=self._directory_fd)
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+
+
+def sweep(directory_fd: int) -> int:
+    """Remove temporary files that nobody writes any more; return how many. Never waits, never raises for one file."""
+    removed = 0
+    local = flock_excludes(directory_fd)
+    for name in os.listdir(directory_fd):
+        if not name.endswith(_SUFFIX):
+            continue
+        try:
+            fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory_fd)
+        except OSError:
+            continue
+        try:
+            if try_lock(fd) and (local or _abandoned(name, os.fstat(fd))):
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=directory_fd)
+                    removed += 1
+        finally:
+            os.close(fd)
+    return removed
+
+
+def _abandoned(name: str, info: os.stat_result) -> bool:
+    identity = process.parse(".".join(name.removesuffix(_SUFFIX).split(".")[-4:]))
+    if identity is not None and identity.proven_dead():
+        return True
+    return time.time() - info.st_mtime > ABANDONED_SECONDS

@@ -1,0 +1,59 @@
+"""How much room there is, and on what kind of filesystem."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+__all__ = ["FreeSpace", "filesystem_type", "flock_excludes", "free_space"]
+
+#: Filesystems of one host, on which flock excludes every process that can see the file.
+_LOCAL_TYPES = frozenset(
+    "ext2 ext3 ext4 xfs btrfs tmpfs ramfs overlay zfs f2fs bcachefs jfs reiserfs apfs hfs ufs ntfs3 vfat exfat".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FreeSpace:
+    """What an ordinary user may still take. ``inodes`` is None where the filesystem does not count them.
+
+    ``available`` and ``block_size`` in bytes. A quota of the user or directory may allow less; that is only known by
+    trying.
+    """
+
+    available: int
+    inodes: int | None
+    block_size: int
+    device: int
+
+
+def free_space(fd_or_path: int | str | bytes) -> FreeSpace:
+    """Return the free space of the filesystem under ``fd_or_path``. Raises OSError."""
+    facts = os.statvfs(fd_or_path)
+    # btrfs reports f_files == 0: its inodes have no fixed number, so "none left" would be wrong.
+    inodes = facts.f_favail if facts.f_files else None
+    return FreeSpace(
+        facts.f_bavail * facts.f_frsize, inodes, facts.f_frsize or 4096, os.stat(fd_or_path).st_dev
+    )
+
+
+def filesystem_type(fd_or_path: int | str | bytes) -> str:
+    """Return the kernel's name for the filesystem (``ext4``, ``nfs4`` ...), or ``unknown``. Linux only."""
+    device = os.stat(fd_or_path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                fields = line.split(" ")
+                if fields[2] == wanted:
+                    return fields[fields.index("-") + 1]
+    except (OSError, ValueError, IndexError):
+        pass
+    return "unknown"
+
+
+def flock_excludes(fd_or_path: int | str | bytes) -> bool:
+    """Return True where flock is known to exclude every other user of the file, that is on local filesystems."""
+    kind = filesystem_type(fd_or_path)
+    # btrfs subvolumes have device numbers of their own that mountinfo does not list.
+    return kind in _LOCAL_TYPES or (kind == "unknown" and os.path.exists("/proc/fs/btrfs"))

@@ -1,0 +1,1 @@
+"""What the tests stand on: trees, file systems, faults, processes. Nothing here imports cachekit."""

@@ -1,0 +1,192 @@
+"""What this machine can do: one table of probes, each run at most once, and skips that name the reason.
+
+A test says ``@requires("xfs", "fuse")``. Where something is missing it is skipped with the probe's reason;
+with ``CACHEKIT_REQUIRE_ALL=1`` in the environment it fails instead, so that CI cannot pass by skipping.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.support import filesystems, processes
+from tests.support.flaky import flaky
+from tests.support.ordinary_user import NOBODY, PROJECT
+
+REQUIRE_ALL = "CACHEKIT_REQUIRE_ALL"
+NEEDS_MOUNT = frozenset({"tmpfs", "ext4", "xfs", "btrfs", "btrfs_quota", "overlay", "bind", "fuse"})
+"""Tests that require one of these are marked `fs`."""
+
+Probe = Callable[[], str]
+"""Returns why it cannot be done; an empty string if it can."""
+
+
+def _root() -> str:
+    return "" if os.geteuid() == 0 else "not root"
+
+
+def _tool(name: str, *, says: str = "") -> str:
+    if shutil.which(name) is None:
+        return f"{name} is not installed"
+    version = subprocess.run([name, "--version"], capture_output=True, text=True, check=False).stdout
+    return "" if says in version else f"{name} is not {says}"
+
+
+def _first(*reasons: Callable[[], str]) -> str:
+    return next(filter(None, (reason() for reason in reasons)), "")
+
+
+def _mounts(make: Callable[[], AbstractContextManager[object]], *tools: str) -> str:
+    for tool in tools:
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed"
+    if os.geteuid() != 0:
+        return "not root"
+    try:
+        with make():
+            return ""
+    except (filesystems.CannotMountError, OSError) as error:
+        return f"cannot mount: {error}"
+
+
+def _quota() -> str:
+    def limited() -> str:
+        try:
+            with filesystems.btrfs() as mounted:
+                mounted.quota(1 << 20)
+        except (filesystems.CannotMountError, OSError) as error:
+            return f"no quota groups: {error}"
+        return ""
+
+    return _first(lambda: missing("btrfs"), limited)
+
+
+def _loop() -> str:
+    return _first(_root, lambda: "" if Path("/dev/loop-control").exists() else "no /dev/loop-control")
+
+
+def _bind() -> str:
+    with tempfile.TemporaryDirectory() as base:
+        source, target = Path(base, "source"), Path(base, "target")
+        source.mkdir()
+        target.mkdir()
+        return _mounts(lambda: filesystems.bind(source, target))
+
+
+def _overlay() -> str:
+    with tempfile.TemporaryDirectory() as lower:
+        return _mounts(lambda: filesystems.overlay(Path(lower)))
+
+
+def _fuse() -> str:
+    if not Path("/dev/fuse").exists():
+        return "no /dev/fuse"
+    if shutil.which("fusermount3") is None:
+        return "fusermount3 is not installed"
+    if _imports("mfusepy"):
+        return "the Python package mfusepy or the library libfuse is not installed"
+    with tempfile.TemporaryDirectory() as backing:
+        return _mounts(lambda: flaky(Path(backing)))
+
+
+def _imports(module: str) -> str:
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, AttributeError):
+        return f"the Python package {module} is not installed"
+    return ""
+
+
+def _unprivileged() -> str:
+    def runs() -> str:
+        reading = f"import json, os; os.listdir({str(PROJECT)!r}); print(os.getuid())"
+        try:
+            done = processes.run([sys.executable, "-c", reading], user=NOBODY, cwd=Path("/"))
+        except OSError as error:
+            return f"cannot change the user: {error}"
+        return (
+            "" if done.stdout.strip() == str(NOBODY) else f"cannot run Python as another user: {done.stderr}"
+        )
+
+    return _first(_root, runs)
+
+
+def _hard_links() -> str:
+    with tempfile.TemporaryDirectory() as base:
+        Path(base, "a").touch()
+        try:
+            Path(base, "b").hardlink_to(Path(base, "a"))
+        except OSError as error:
+            return f"no hard links in the temporary directory: {error}"
+    return ""
+
+
+PROBES: dict[str, Probe] = {
+    "root": _root,
+    "unprivileged": _unprivileged,
+    "hard_links": _hard_links,
+    "loop": _loop,
+    "tmpfs": lambda: _mounts(filesystems.tmpfs),
+    "ext4": lambda: _mounts(filesystems.ext4, "mkfs.ext4"),
+    "xfs": lambda: _mounts(filesystems.xfs, "mkfs.xfs", "xfs_io"),
+    "btrfs": lambda: _mounts(filesystems.btrfs, "mkfs.btrfs", "btrfs"),
+    "btrfs_quota": _quota,
+    "overlay": _overlay,
+    "bind": _bind,
+    "fuse": _fuse,
+    "gnu_tar": lambda: _first(lambda: _tool("tar", says="GNU tar"), lambda: _tool("zstd")),
+    "bsdtar": lambda: _tool("bsdtar", says="zstd"),
+    "indexed_zstd": lambda: _imports("indexed_zstd"),
+}
+
+
+@cache
+def missing(name: str) -> str:
+    """Why this machine cannot do `name`; an empty string if it can."""
+    return PROBES[name]()
+
+
+def requires(*names: str) -> pytest.MarkDecorator:
+    """Mark a test as needing everything named."""
+    unknown = [name for name in names if name not in PROBES]
+    if unknown:
+        raise ValueError(f"no probe for {', '.join(unknown)}; there are: {', '.join(PROBES)}")
+    return pytest.mark.requires(*names)
+
+
+def required(item: pytest.Item) -> set[str]:
+    """Return what a test requires by its markers, those of its class and module included."""
+    return {name for marker in item.iter_markers("requires") for name in marker.args}
+
+
+def everything_required() -> bool:
+    """Whether a missing capability is a failure: in CI, which installs all of them."""
+    return os.environ.get(REQUIRE_ALL, "") not in ("", "0")
+
+
+def need(*names: str) -> None:
+    """Skip the running test, or fail it under CACHEKIT_REQUIRE_ALL, unless everything named is there."""
+    reasons = [f"{name}: {reason}" for name in names if (reason := missing(name))]
+    if not reasons:
+        return
+    if everything_required():
+        pytest.fail(f"{REQUIRE_ALL} is set, but {'; '.join(reasons)}", pytrace=False)
+    pytest.skip("; ".join(reasons))
+
+
+def table() -> list[str]:
+    """Tell what there is and what is missing, for the head of a test report."""
+    there = [name for name in PROBES if not missing(name)]
+    lines = [f"capabilities: {', '.join(there)}"]
+    lines += [f"  without {name}: {missing(name)}" for name in PROBES if missing(name)]
+    return lines
