@@ -14,6 +14,10 @@ from cachekit.archive.format import BLOCK, DIRECTORY, FILE, HARDLINK, SYMLINK, p
 __all__ = ["build", "length", "sparse_map"]
 
 _TYPEFLAG = {FILE: b"0", DIRECTORY: b"5", SYMLINK: b"2", HARDLINK: b"1"}
+#: Up to these values a file's header is one block: name bytes, owner, time in ns (exclusive).
+PLAIN_NAME = 100
+PLAIN_ID = 0o7777777
+PLAIN_MTIME_NS = 0o77777777777 * 1_000_000_000
 _MAX_OCTAL_8 = 0o7777777
 _MAX_OCTAL_12 = 0o77777777777
 _NAME, _PREFIX = 100, 155

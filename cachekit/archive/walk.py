@@ -67,7 +67,8 @@ class Walk:
 
     targets: list[Target]
     roots: Roots
-    excluded: Callable[[bytes], bool]
+    #: Tells whether a path relative to its root is left out; None: nothing is.
+    excluded: Callable[[bytes], bool] | None = None
     #: Directories (device, inode) to leave out: the store, when it lies inside a target.
     avoid: frozenset[tuple[int, int]] = frozenset()
     #: Member names to leave out: files that kept changing during an earlier attempt.
@@ -123,6 +124,7 @@ class Walk:
         self, prefix: bytes, root_number: int, root_fd: int, top: bytes, info: os.stat_result
     ) -> Iterator[list[Any]]:
         """Yield jobs for a directory and everything below: its own members by name, then its sub-directories."""
+        plain_file = self._plain_file
         stack = [(top, info)]
         while stack:
             path, info = stack.pop()
@@ -140,21 +142,24 @@ class Walk:
                 if member_prefix:
                     self._member(member_prefix[:-1], b"", info, fd)
                 below = []
-                for name, status in self._listing(fd, inside, path):
+                for name, status in self._listing(fd, prefix, inside, path):
                     if S_IFMT(status.st_mode) == S_IFDIR:
                         if not self._left_out(name, status, fd):
                             below.append((inside + name, status))
-                    else:
+                        continue
+                    if not plain_file(member_prefix + name, name, status):
                         self._member(member_prefix + name, name, status, fd)
-                        if self._ready:
-                            yield from self._ready
-                            self._ready = []
+                    if self._ready:
+                        yield from self._ready
+                        self._ready = []
                 below.reverse()
                 stack += below
             finally:
                 os.close(fd)
 
-    def _listing(self, fd: int, inside: bytes, path: bytes) -> list[tuple[bytes, os.stat_result]]:
+    def _listing(
+        self, fd: int, prefix: bytes, inside: bytes, path: bytes
+    ) -> list[tuple[bytes, os.stat_result]]:
         encode = os.fsencode
         excluded, left_out = self.excluded, self.left_out
         listing = []
@@ -162,7 +167,9 @@ class Walk:
             with os.scandir(fd) as entries:
                 for entry in entries:
                     name = encode(entry.name)
-                    if excluded(inside + name) or (left_out and inside + name in left_out):
+                    if (excluded is not None and excluded(inside + name)) or (
+                        left_out and prefix + inside + name in left_out
+                    ):
                         self._skip("excluded")
                         continue
                     try:
@@ -189,6 +196,55 @@ class Walk:
 
     def _skip(self, reason: str) -> None:
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
+    def _plain_file(self, path: bytes, name: bytes, status: os.stat_result) -> bool:
+        """Append a file that needs nothing special, as ``_member`` would; return False if it may need something.
+
+        Nearly every member comes through here, so everything is in one place: no calls, no general cases.
+        """
+        size = status.st_size
+        mode = status.st_mode
+        allocated = status.st_blocks * 512
+        mtime_ns = status.st_mtime_ns
+        uid, gid = status.st_uid, status.st_gid
+        if (
+            mode & 0o170000 != S_IFREG
+            or status.st_nlink != 1
+            or size > FRAME_SIZE
+            or (allocated < size and size > _SPARSE_MINIMUM)
+            or len(path) > header.PLAIN_NAME
+            or not path.isascii()
+            or not 0 <= mtime_ns < header.PLAIN_MTIME_NS
+            or uid > header.PLAIN_ID
+            or gid > header.PLAIN_ID
+            or path in _RESERVED
+        ):
+            return False
+        total = 512 + (size + 511 & -512)
+        position = self._frame_bytes
+        if position and position + total > FRAME_SIZE:
+            self._cut()
+            position = 0
+        self.allocated_bytes += allocated
+        mode &= 0o7777
+        index = self.index
+        index.paths.append(path)
+        index.kinds.append(FILE)
+        index.modes.append(mode)
+        index.uids.append(uid)
+        index.gids.append(gid)
+        index.sizes.append(size)
+        index.mtimes.append(mtime_ns)
+        index.frames.append(self._frame)
+        index.offsets.append(position)
+        self._groups[-1][3].append(
+            (name, FILE, mode, uid, gid, size, mtime_ns, status.st_ctime_ns, status.st_ino, b"", -1, None)
+        )
+        self._frame_bytes = position = position + total
+        self._frame_members += 1
+        if position >= FRAME_MINIMUM and xxh3_64_intdigest(path) < CUT_THRESHOLD:
+            self._cut()
+        return True
 
     def _member(self, path: bytes, name: bytes, status: os.stat_result, fd: int) -> None:
         """Append one member to the index and to the frame that is being filled."""

@@ -92,7 +92,7 @@ def save(request: SaveRequest) -> SaveReport:
     if not request.paths:
         raise InvalidRequest("no path to save was given", hint="cachekit save --key KEY PATH...")
     identity = EntryIdentity(key, this_platform())
-    excluded = compile_patterns(request.excludes)
+    excluded = compile_patterns(request.excludes) if request.excludes else None
     roots = find_roots(request.root)
     targets = targets_of(request.paths, roots)
     store = DirectoryStore(request.store)
@@ -182,7 +182,7 @@ def _save(
     identity: EntryIdentity,
     roots: Roots,
     targets: list[Target],
-    excluded: Callable[[bytes], bool],
+    excluded: Callable[[bytes], bool] | None,
     report: SaveReport,
 ) -> None:
     left_out: set[bytes] = set()
