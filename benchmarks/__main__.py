@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     finally:
         clear(workdir)
-    print("\n".join(heading), markdown(rows), phases, sep="\n\n")
+    print("\n\n".join(filter(None, ("\n".join(heading), markdown(rows), phases))))
     if options.json:
         record |= {"heading": heading, "rows": [asdict(row) | {"met": row.verdict == "met"} for row in rows]}
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

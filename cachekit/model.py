@@ -136,7 +136,7 @@ class Target:
         return text
 
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?B?)\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*([0-9]{1,15})(?:\.([0-9]{1,9}))?\s*(?:([KMGTP])i?)?B?\s*", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
@@ -147,8 +147,11 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if not match:
         raise InvalidRequest(f"{text!r} is not a size", expected="a number with K, M, G or T", found=text)
-    number, unit, _ = match.groups()
-    return int(float(number) * 1024 ** " KMGTP".index(unit.upper() or " "))
+    whole, fraction, unit = match.groups(default="")
+    factor: int = 1024 ** " KMGTP".index(unit.upper() or " ")
+    # Whole numbers only: a float would round what is above 8 PiB.
+    part = int(fraction or "0") * factor // int("1" + "0" * len(fraction))
+    return int(whole) * factor + part
 
 
 SaveStatus = Literal["saved", "exists", "in-progress"]

@@ -21,7 +21,7 @@ from cachekit.archive.header import sparse_map
 from cachekit.archive.index import Index, member_bytes
 from cachekit.archive.seal import Seal
 from cachekit.errors import Damaged, Unsafe
-from cachekit.model import Target
+from cachekit.model import ROOT_PREFIX, Target
 
 __all__ = ["check_members"]
 
@@ -29,6 +29,8 @@ __all__ = ["check_members"]
 _BAD_PARTS = (b"//", b"/./", b"/../")
 _SIZE_OF_LAST_FRAME = len(TAR_END)
 MAX_LENGTH = 1 << 60
+#: Where the members of the other roots are; nothing below the root itself may be called so.
+_RESERVED = frozenset(prefix.rstrip(b"/") for prefix in ROOT_PREFIX.values() if prefix)
 
 
 def check_members(seal: Seal, index: Index) -> None:
@@ -38,6 +40,7 @@ def check_members(seal: Seal, index: Index) -> None:
     targets), Damaged for what contradicts itself. After it returns:
 
     - every name is relative, without empty, ``.`` or ``..`` parts, unique, and inside a target of the seal;
+    - every target has a member of its own (but for the root itself, which none stands for);
     - the parent of every member inside a target is a directory member that comes earlier;
     - every hard link names an earlier regular file of the same target;
     - the members fill the frames to the byte, so nothing in the data frames is without a row.
@@ -76,6 +79,8 @@ def _check_targets(seal: Seal) -> None:
         parts_of = target.path.split(b"/")
         if target.path != b"." and any(part in {b"", b".", b".."} for part in parts_of):
             _unsafe("a target's name leads out of its root", target.path)
+        if target.root == "root" and parts_of[0] in _RESERVED:
+            _unsafe("a target takes a name that is reserved for other roots", target.path)
         if b"\0" in target.path:
             _unsafe("a target's name has a NUL byte", target.path)
     names = sorted((target.root, target.path + b"/") for target in seal.targets)
@@ -88,19 +93,20 @@ def _check_tree(seal: Seal, index: Index) -> None:
     """Parents and hard links. One pass; in an entry that we wrote, members come target by target."""
     roots = {target.member for target in seal.targets}
     whole_root = Target("root", b".") in seal.targets
-    foreign = {b".cachekit-home", b".cachekit-abs"}
     directories: dict[bytes, bytes] = {b"": b""} if whole_root else {}
     links = iter(index.links)
+    found: set[bytes] = {b""}
     files: set[tuple[bytes, bytes]] | None = set() if HARDLINK in index.kinds else None
     for path, kind in zip(index.paths, index.kinds, strict=True):
         if path in roots:
             target = path
+            found.add(path)
         else:
             parent = path.rpartition(b"/")[0]
             if parent not in directories:
                 _misplaced(path, roots, index)
             target = directories[parent]
-            if target == b"" and path in foreign:
+            if target == b"" and path in _RESERVED:
                 _unsafe("a member takes a name that is reserved for other roots", path)
         if kind == DIRECTORY:
             directories[path] = target
@@ -112,6 +118,8 @@ def _check_tree(seal: Seal, index: Index) -> None:
                 _unsafe("a symlink has no target", path)
         elif files is None or (target, link := next(links)) not in files:
             _unsafe("a hard link does not name an earlier file of its own target", path, found=link)
+    if absent := roots - found:
+        raise Damaged("a target has no member", path=min(absent), rung="index")
 
 
 def _misplaced(path: bytes, roots: set[bytes], index: Index) -> NoReturn:

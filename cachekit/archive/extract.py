@@ -15,7 +15,7 @@ from cachekit.archive.format import DIRECTORY, FILE, FRAME_SIZE, HARDLINK, LINK_
 from cachekit.archive.read import Archive
 from cachekit.archive.unpack import STAGED, Destination, Unpacker, WriteOptions
 from cachekit.errors import Damaged
-from cachekit.system.files import open_directory
+from cachekit.system.files import open_directory, reachable
 from cachekit.system.workers import open_pool
 
 __all__ = [
@@ -206,16 +206,17 @@ def _make_links(archive: Archive, destinations: Sequence[Destination], options: 
         if index.kinds[row] == HARDLINK:
             source = destination.place(link)
             assert source is not None  # check_members: a hard link stays within its target
-            os.link(
-                source, place, src_dir_fd=destination.fd, dst_dir_fd=destination.fd, follow_symlinks=False
-            )
+            with (
+                reachable(source, destination.fd) as (old_fd, old),
+                reachable(place, destination.fd) as (fd, name),
+            ):
+                os.link(old, name, src_dir_fd=old_fd, dst_dir_fd=fd, follow_symlinks=False)
             continue
-        os.symlink(link, place, dir_fd=destination.fd)
-        if options.same_owner:
-            os.chown(place, index.uids[row], index.gids[row], dir_fd=destination.fd, follow_symlinks=False)
-        os.utime(
-            place, ns=(options.atime_ns, index.mtimes[row]), dir_fd=destination.fd, follow_symlinks=False
-        )
+        with reachable(place, destination.fd) as (fd, name):
+            os.symlink(link, name, dir_fd=fd)
+            if options.same_owner:
+                os.chown(name, index.uids[row], index.gids[row], dir_fd=fd, follow_symlinks=False)
+            os.utime(name, ns=(options.atime_ns, index.mtimes[row]), dir_fd=fd, follow_symlinks=False)
 
 
 #: A directory's path relative to its target (b"" for the target itself), mode, mtime_ns, uid, gid.

@@ -249,6 +249,8 @@ def decode(data: bytes) -> Index:
             rung="index",
         )
     index.modes = cursor.column("H", count)
+    if index.modes and max(index.modes) > 0o7777:
+        raise Damaged("a mode has more than permission bits", rung="index", found=oct(max(index.modes)))
     index.uids = cursor.column("I", count)
     index.gids = cursor.column("I", count)
     index.mtimes = cursor.column("q", count)
@@ -273,6 +275,13 @@ def decode(data: bytes) -> Index:
                 "the table of sparse files names something else than a file", rung="index", found=row
             )
         index.sparse[row] = (real, segments)
+    if cursor.position != end:
+        raise Damaged(
+            "the table of sparse files is not as long as it says",
+            rung="index",
+            expected=end,
+            found=cursor.position,
+        )
     index.frame_sizes = cursor.column("I", frames)
     index.raw_sizes = cursor.column("I", frames)
     index.frame_digests = bytearray(cursor.take(32 * frames))

@@ -31,7 +31,12 @@ class Roots:
 
 def find_roots(root: str | None) -> Roots:
     """Return the roots: ``root`` (default the current directory) with links resolved, and the user's home."""
-    base = os.path.abspath(root or os.getcwd())
+    try:
+        base = os.path.abspath(root or os.getcwd())
+    except FileNotFoundError:
+        raise InvalidRequest(
+            "the current directory does not exist any more", hint="change to another one, or pass --root"
+        ) from None
     home = os.path.expanduser("~")
     return Roots(
         os.fsencode(os.path.realpath(base)), os.fsencode(home if os.path.isabs(home) else "/nonexistent")
@@ -95,7 +100,12 @@ def targets_of(paths: Iterable[str], roots: Roots) -> list[Target]:
             )
         if not matches:
             raise NothingMatched(
-                f"nothing is there to save at {path!r}", path=path, found=os.fsdecode(roots.path_of(literal))
+                f"the pattern {path!r} matches nothing"
+                if _MAGIC.search(path)
+                else f"there is no {path!r} to save",
+                path=os.fsdecode(roots.path_of(literal)),
+                hint="did the step that makes it run before this one? Relative paths begin at --root (default: the "
+                "current directory)",
             )
         found.extend(to_target(match, roots) for match in matches)
     return drop_nested(found)
@@ -137,30 +147,49 @@ def match_targets(
     return named, unknown
 
 
-def _translate(pattern: bytes) -> bytes:
+#: ``[abc]``, ``[a-z]``, ``[!abc]``; a ``]`` that comes first is a character like others.
+_CLASS = re.compile(r"\[([!^]?)(\][^\]]*|[^\]]+)\]")
+
+
+def _one_of(inner: str, *, negated: bool) -> str:
+    """Return a regular expression for a character class; never a slash, and an empty range matches nothing."""
+    ranges = []
+    position = 0
+    while position < len(inner):
+        first = last = ord(inner[position])
+        if inner[position + 1 : position + 2] == "-" and position + 2 < len(inner):
+            last = ord(inner[position + 2])
+            position += 2
+        position += 1
+        if first <= last:
+            ranges.append(rf"\U{first:08x}-\U{last:08x}")
+    if negated:
+        return "[^/" + "".join(ranges) + "]"
+    return "(?!/)[" + "".join(ranges) + "]" if ranges else "(?!)"
+
+
+def _translate(pattern: str) -> str:
     """Return a regular expression for a glob: ``*`` and ``?`` stay within a component, ``**`` does not."""
-    out = b""
+    out = ""
     position = 0
     while position < len(pattern):
-        rest = pattern[position:]
-        if rest.startswith(b"**/"):
-            out += rb"(?:[^/]+/)*"
+        if pattern.startswith("**/", position):
+            out += "(?:[^/]+/)*"
             position += 3
-        elif rest.startswith(b"**"):
-            out += rb".*"
+        elif pattern.startswith("**", position):
+            out += ".*"
             position += 2
-        elif rest[:1] == b"*":
-            out += rb"[^/]*"
+        elif pattern[position] == "*":
+            out += "[^/]*"
             position += 1
-        elif rest[:1] == b"?":
-            out += rb"[^/]"
+        elif pattern[position] == "?":
+            out += "[^/]"
             position += 1
-        elif rest[:1] == b"[" and (end := pattern.find(b"]", position + 2)) > 0:
-            inner = pattern[position + 1 : end].replace(b"\\", b"\\\\")
-            out += b"[" + (b"^" + inner[1:] if inner[:1] in {b"!", b"^"} else inner) + b"]"
-            position = end + 1
+        elif match := _CLASS.match(pattern, position):
+            out += _one_of(match[2], negated=bool(match[1]))
+            position = match.end()
         else:
-            out += re.escape(rest[:1])
+            out += re.escape(pattern[position])
             position += 1
     return out
 
@@ -173,13 +202,12 @@ def compile_patterns(patterns: Iterable[str], *, anywhere: bool = True) -> Calla
     """
     expressions = []
     for pattern in patterns:
-        raw = os.fsencode(pattern).rstrip(b"/")
-        body = _translate(raw.removeprefix(b"./").lstrip(b"/"))
-        expressions.append(body if b"/" in raw or not anywhere else rb"(?:.*/)?" + body)
+        name = pattern.rstrip("/")
+        body = _translate(name.removeprefix("./").lstrip("/"))
+        expressions.append(body if "/" in name or not anywhere else "(?:.*/)?" + body)
     if not expressions:
         return lambda _path: False
-    try:
-        compiled = re.compile(b"|".join(b"(?:" + e + b")" for e in expressions), re.DOTALL)
-    except re.error as error:
-        raise InvalidRequest(f"a pattern cannot be used: {error}", found=list(patterns)) from None
-    return lambda path: compiled.fullmatch(path) is not None
+    # Characters, not bytes, as in the shell and in glob: one "?" stands for one "\u00e9".
+    compiled = re.compile("|".join(f"(?:{expression})" for expression in expressions), re.DOTALL)
+    decode = os.fsdecode
+    return lambda path: compiled.fullmatch(decode(path)) is not None

@@ -135,7 +135,10 @@ class Archive:
     def _read_index(self, seal: Seal) -> Index:
         import zstandard
 
-        frame = self.read(seal.sealed_bytes - seal.data_bytes, seal.data_bytes)
+        length = seal.sealed_bytes - seal.data_bytes
+        if length > _most_compressed(seal.index_raw_bytes):
+            raise Damaged("the index is longer than what it holds", rung="index", offset=seal.data_bytes)
+        frame = self.read(length, seal.data_bytes)
         size = len(frame) - SKIPPABLE_HEADER.size
         if SKIPPABLE_HEADER.unpack_from(frame) != (INDEX_MAGIC, size):
             raise Damaged(
@@ -174,6 +177,8 @@ class Archive:
                 expected=FRAME_LIMIT,
                 found=max(index.raw_sizes),
             )
+        if any(a > _most_compressed(b) for a, b in zip(index.frame_sizes, index.raw_sizes, strict=True)):
+            raise Damaged("a frame is longer than what it holds", rung="index")
         table = sealing.seek_table(zip(index.frame_sizes, index.raw_sizes, strict=True))
         assert self._tail is not None
         offset = self._tail.seek_table_offset
@@ -201,6 +206,11 @@ class Archive:
                 found=found.hex(),
             )
         return data
+
+
+def _most_compressed(size: int) -> int:
+    """Return what ``size`` bytes take at most when compressed: a longer frame would fill memory first."""
+    return size + (size >> 7) + 1024
 
 
 def decompress(decompressor: object, data: bytes | memoryview, size: int, rung: str) -> bytes:

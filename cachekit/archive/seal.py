@@ -25,8 +25,8 @@ from cachekit.archive.format import (
     SEEK_TABLE_MAGIC,
     SKIPPABLE_HEADER,
 )
-from cachekit.errors import Damaged, Unsupported
-from cachekit.model import ROOT_PREFIX, Platform, Target
+from cachekit.errors import Damaged, InvalidRequest, Unsupported
+from cachekit.model import ROOT_PREFIX, Key, Platform, Target
 
 __all__ = ["Seal", "decode_json", "encode", "seek_table", "skippable"]
 
@@ -135,6 +135,13 @@ def _counts(value: object, name: str) -> dict[str, int]:
     return {key: _integer(count, name) for key, count in value.items()}
 
 
+def _key(value: str) -> str:
+    try:
+        return Key(value).text
+    except InvalidRequest as error:
+        _fail(f"the seal's key is none: {error.message}", found=ascii(value)[:200])
+
+
 def _targets(value: object) -> list[Target]:
     targets = []
     if not isinstance(value, list) or not value:
@@ -142,7 +149,8 @@ def _targets(value: object) -> list[Target]:
     for item in value:
         if (
             not isinstance(item, dict)
-            or item.get("root") not in ROOT_PREFIX
+            or not isinstance(item.get("root"), str)
+            or item["root"] not in ROOT_PREFIX
             or not isinstance(item.get("path"), str)
         ):
             _fail("the seal has a target that is none", found=ascii(item))
@@ -164,6 +172,11 @@ def decode_json(text: bytes) -> Seal:
         _fail("the seal is not JSON")
     if not isinstance(data, dict):
         _fail("the seal is not a JSON object")
+    try:
+        # JSON can write text that no program can print: half of a surrogate pair (but for Python's own escapes).
+        json.dumps(data, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    except (ValueError, RecursionError):
+        _fail("the seal has text that is none")
     features = data.get("features")
     if data.get("format") != FORMAT:
         raise Unsupported(
@@ -186,10 +199,13 @@ def decode_json(text: bytes) -> Seal:
     for name in ("key", "family", "host"):
         if not isinstance(data.get(name), str):
             _fail(f"the seal's {name} is not a text", found=ascii(data.get(name)))
-    if set(platform) != {"os", "arch", "libc"}:
+    if set(platform) != {"os", "arch", "libc"} or not all(map(str.isascii, platform.values())):
         _fail("the seal's platform is not one", found=ascii(platform))
+    counts = _counts(data.get("counts"), "counts")
+    if set(counts) != {"files", "directories", "symlinks", "hardlinks"}:
+        _fail("the seal does not count the members by kind", found=ascii(counts)[:200])
     return Seal(
-        key=data["key"],
+        key=_key(data["key"]),
         platform=Platform(platform["os"], platform["arch"], platform["libc"]),
         family=data["family"],
         targets=_targets(data.get("targets")),
@@ -207,7 +223,7 @@ def decode_json(text: bytes) -> Seal:
         tar_bytes=_integer(data.get("tar_bytes"), "tar_bytes"),
         content_bytes=_integer(data.get("content_bytes"), "content_bytes"),
         allocated_bytes=_integer(data.get("allocated_bytes"), "allocated_bytes"),
-        counts=_counts(data.get("counts"), "counts"),
+        counts=counts,
         skipped=_counts(data.get("skipped"), "skipped"),
         features=[str(feature) for feature in features],
         identity=hashlib.sha256(text).hexdigest(),
@@ -262,9 +278,7 @@ def parse_tail(size: int, read: Any) -> Tail:
     )
     if magic != SEAL_TRAILER_MAGIC:
         _fail("there is no seal before the seek table", offset=table - SEAL_TRAILER.size)
-    if auth_size:
-        raise Unsupported("the seal is signed in a way that this cachekit does not know", rung="seal")
-    payload = json_size + SEAL_TRAILER.size
+    payload = json_size + auth_size + SEAL_TRAILER.size
     seal = table - payload - SKIPPABLE_HEADER.size
     if json_size > MAX_JSON or seal < 0:
         _fail("the seal claims to be longer than the file", found=json_size)
@@ -274,4 +288,7 @@ def parse_tail(size: int, read: Any) -> Tail:
     found = hashlib.sha256(text).digest()
     if found != digest:
         _fail("the seal's digest is wrong", expected=digest.hex(), found=found.hex(), offset=seal)
+    # Only now: a flipped bit in the length must not pass for a signature.
+    if auth_size:
+        raise Unsupported("the seal is signed in a way that this cachekit does not know", rung="seal")
     return Tail(seal, table, frames, text)

@@ -17,8 +17,8 @@ from cachekit.archive.format import BLOCK, DIRECTORY, FILE, FRAME_SIZE, HARDLINK
 from cachekit.archive.index import Segments
 from cachekit.archive.read import Archive, decompress
 from cachekit.errors import Damaged
-from cachekit.model import Target
-from cachekit.system.files import open_directory, pwrite_all
+from cachekit.model import ROOT_PREFIX, Target
+from cachekit.system.files import open_directory, pwrite_all, reachable
 
 __all__ = ["STAGED", "Destination", "Unpacker", "WriteOptions"]
 
@@ -28,6 +28,8 @@ STAGED = b"new"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PART = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _ZEROS = bytes(BLOCK)
+#: What the members of other roots begin with; ``check_members`` lets no other member begin so.
+_OTHER_ROOTS = tuple(prefix for prefix in ROOT_PREFIX.values() if prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,8 @@ class Destination:
         name = self.target.member
         if path == name:
             return STAGED
-        if not name:
-            return STAGED + b"/" + path
+        if not name:  # the whole root has everything but what belongs to the other roots
+            return None if (path + b"/").startswith(_OTHER_ROOTS) else STAGED + b"/" + path
         return STAGED + path[len(name) :] if path.startswith(name + b"/") else None
 
 
@@ -285,7 +287,8 @@ class Unpacker:
 def _make_directory(fd: int, path: bytes) -> None:
     """Make a directory in staging with its parents; other workers may be making the same ones."""
     try:
-        os.mkdir(path, 0o700, dir_fd=fd)
+        with reachable(path, fd) as (parent_fd, name):
+            os.mkdir(name, 0o700, dir_fd=parent_fd)
     except FileExistsError:
         pass
     except FileNotFoundError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -29,7 +30,7 @@ from cachekit.archive.format import (
 )
 from cachekit.archive.index import Index, Segments
 from cachekit.archive.names import Roots
-from cachekit.errors import NameConflict, NothingMatched, SourceUnreadable
+from cachekit.errors import NameConflict, NothingMatched, SourceUnreadable, UnfinishedTarget
 from cachekit.model import ROOT_PREFIX, Target
 from cachekit.system.files import open_directory
 
@@ -47,6 +48,8 @@ _SPARSE_MINIMUM = 4096
 #: What a restore stages in; a directory of this kind is never part of anybody's tree.
 STAGING_PREFIX = b".cachekit-"
 JOURNAL_NAME = b"journal.json"
+#: In a journal (``targets.journal``): names were being moved, so the tree around it is neither old nor new.
+_BEGUN = re.compile(rb'"phase": "(committing|extras-gone|in-place)"')
 
 _NO_PARENT = b"."
 _name = itemgetter(0)
@@ -187,9 +190,15 @@ class Walk:
             return True
         if name.startswith(STAGING_PREFIX):
             try:
-                os.lstat(name + b"/" + JOURNAL_NAME, dir_fd=fd)
+                journal = os.open(name + b"/" + JOURNAL_NAME, os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
             except OSError:
                 return False
+            with open(journal, "rb") as file:
+                if _BEGUN.search(file.read()):
+                    raise UnfinishedTarget(
+                        "a restore inside the tree is running or was killed before its end",
+                        path=name,
+                    )
             self._skip("staging of an unfinished restore")
             return True
         return False

@@ -321,9 +321,10 @@ class _Packing:
         if not self._dropped:
             return []
         paths = [(index.paths[row], reason) for row, reason in self._dropped]
-        linked = set(index.links)
+        # A file that others are links to cannot be left out, nor can what a target consists of.
+        needed = set(index.links) | {target.member for target in self._walk.targets}
         for path, reason in paths:
-            if not skip_changed or path in linked:
+            if not skip_changed or path in needed:
                 raise FileChanged(f"a file {reason} while it was read", path=path)
         gone = {row for row, _ in self._dropped}
         keep = [row for row in range(len(index)) if row not in gone]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cachekit.archive.content import content_digest
-from cachekit.archive.extract import directory_facts, extract, needed_space
+from cachekit.archive.extract import directory_facts, extract
 from cachekit.archive.format import DIRECTORY, FILE, HARDLINK, SYMLINK, parts
 from cachekit.archive.read import Archive
 from cachekit.archive.unpack import STAGED, Destination, WriteOptions
@@ -22,17 +22,20 @@ from cachekit.system.files import exists, open_directory, remove_tree
 from cachekit.system.space import free_space
 from cachekit.system.steps import step
 from cachekit.system.workers import worker_count
-from cachekit.targets.commit import merge_batch
 from cachekit.targets.finish import finish
+from cachekit.targets.merge import merge_batch
 from cachekit.targets.staging import make_staging
 
-__all__ = ["allocated", "restore_in_place"]
+__all__ = ["LEAST_BATCH_BYTES", "restore_in_place", "room_in_place"]
 
-#: So many bytes of new files stand beside the old ones at a time.
+#: So many bytes of new files stand beside the old ones at a time; less where there is less room, down to the least.
 BATCH_BYTES = 32 << 20
+LEAST_BATCH_BYTES = 1 << 20
+#: What a file counts in a batch beside its bytes: a block that is not full, so that tiny files do not take megabytes.
+_FILE_BYTES = 4096
 
 
-def allocated(path: bytes) -> int:
+def _allocated(path: bytes) -> int:
     """Return the bytes on disk of everything below ``path``; 0 if it is absent. Unreadable parts count nothing."""
     try:
         info = os.lstat(path)
@@ -49,6 +52,46 @@ def allocated(path: bytes) -> int:
                 if entry.is_dir(follow_symlinks=False):
                     stack.append(entry.path)
     return total
+
+
+def room_in_place(
+    archive: Archive, destination: Destination, place: bytes, block_size: int, *, remove_extras: bool
+) -> Callable[[int], int]:
+    """Return what tells, for a size of batches, how many bytes must be free to restore a target in place.
+
+    Old files make room only for the files that take their place, and only when their batch is complete; files that are
+    not in the entry make room if they are to be removed first.
+    """
+    index = archive.index
+    steps: list[tuple[int, int, int]] = []
+    for row, (path, kind, size) in enumerate(zip(index.paths, index.kinds, index.sizes, strict=True)):
+        staged = destination.place(path)
+        if staged is None or kind == HARDLINK:
+            continue
+        new = -(-size // block_size) if kind == FILE else kind == DIRECTORY
+        new += len(index.sparse[row][1]) if row in index.sparse else 0
+        old = 0
+        with contextlib.suppress(OSError):
+            info = os.lstat(os.path.join(place, staged[len(STAGED) + 1 :]) if staged != STAGED else place)
+            if kind == DIRECTORY or info.st_nlink == 1:  # a file with further names keeps its room
+                old = info.st_blocks * 512
+        steps.append((new * block_size, old, size + _FILE_BYTES if kind == FILE else 0))
+    extras = max(0, _allocated(place) - sum(old for _, old, _ in steps)) if remove_extras else 0
+
+    def room(batch_bytes: int) -> int:
+        most = before = -extras
+        batch = come = gone = 0
+        for new, old, weight in steps:
+            batch += weight
+            come += new
+            gone += old
+            most = max(most, before + come)
+            if batch >= batch_bytes:
+                before += come - gone
+                batch = come = gone = 0
+        return max(0, most)
+
+    return room
 
 
 def restore_in_place(
@@ -72,35 +115,39 @@ def restore_in_place(
         "identity": archive.seal.identity,
         "target_root": target.root,
         "target_path": target.path.decode("latin-1"),
+        "options": " ".join(
+            name
+            for name, asked in (
+                ("remove-extras", remove_extras),
+                ("same-owner", options.same_owner),
+                ("keep-setuid", options.keep_setuid),
+            )
+            if asked
+        ),
     }
     staging = make_staging(place, "merge", entry)
     try:
         destination = Destination(target, staging.fd)
         try:
             free = free_space(staging.fd)
-            need = needed_space(archive, destination, free.block_size)
-            largest = max((size for size in archive.index.sizes), default=0)
-            old = allocated(place)
-            # The old tree goes as the new one comes; the largest file stands beside its predecessor for a moment.
-            require(
-                free,
-                max(0, need.bytes - old) + min(largest + BATCH_BYTES, need.bytes),
-                0,
-                min_free=min_free,
-                what="restore in place",
-                path=place,
+            room = room_in_place(archive, destination, place, free.block_size, remove_extras=remove_extras)
+            need = room(LEAST_BATCH_BYTES)
+            require(free, need, 0, min_free=min_free, what="restore in place", path=place)
+            batch_bytes = BATCH_BYTES
+            while batch_bytes > LEAST_BATCH_BYTES and room(batch_bytes) + min_free > free.available:
+                batch_bytes >>= 1
+            staging.write_facts(
+                [
+                    fact
+                    for fact in directory_facts(archive, destination, options)
+                    if fact[0] or target.path != b"."
+                ]
             )
         except BaseException:
             staging.abandon()
             raise
+        staging.journal.same_owner = options.same_owner
         staging.journal.phase = "in-place"
-        staging.write_facts(
-            [
-                fact
-                for fact in directory_facts(archive, destination, options)
-                if fact[0] or target.path != b"."
-            ]
-        )
         staging.journal.write(staging.fd)
         step("inplace.marked")
         work = _InPlace(archive, destination, place, options)
@@ -108,7 +155,7 @@ def restore_in_place(
             work.remove_extras()
         work.make_directories()
         right = 0
-        for batch in work.batches():
+        for batch in work.batches(batch_bytes):
             right += work.kept
             work.kept = 0
             if batch:
@@ -129,6 +176,11 @@ def restore_in_place(
         staging.journal.write(staging.fd)
         finish(staging, durable=durable, same_owner=options.same_owner)
         return right
+    except OSError:
+        if staging.journal.phase == "in-place":
+            with contextlib.suppress(OSError):  # what is staged would take the room that the next run needs
+                remove_tree(STAGED, dir_fd=staging.fd)
+        raise
     finally:
         staging.close()
 
@@ -199,8 +251,11 @@ class _InPlace:
             elif info.st_mode & 0o700 != 0o700 and info.st_uid == os.geteuid():
                 os.chmod(path, stat.S_IMODE(info.st_mode) | 0o700)
 
-    def batches(self) -> Iterator[list[int]]:
-        """Yield rows of files that are not right, in order, some megabytes at a time; count the others in ``kept``."""
+    def batches(self, limit: int) -> Iterator[list[int]]:
+        """Yield rows of files that are not right, in order, ``limit`` bytes and the file that exceeds it at a time.
+
+        The others are counted in ``kept``.
+        """
         index = self._index
         batch: list[int] = []
         size = 0
@@ -217,8 +272,8 @@ class _InPlace:
                 self.kept += 1
                 continue
             batch.append(row)
-            size += index.sizes[row]
-            if size >= BATCH_BYTES:
+            size += index.sizes[row] + _FILE_BYTES
+            if size >= limit:
                 yield batch
                 batch, size = [], 0
         yield batch

@@ -12,9 +12,8 @@ from cachekit.archive.check import check_members
 from cachekit.archive.format import KIND_NAMES, LINK_KINDS
 from cachekit.archive.read import Archive, open_archive
 from cachekit.cache.save import this_platform
-from cachekit.cache.verify import is_file_argument
+from cachekit.cache.verify import entries_of, is_file_argument, is_path
 from cachekit.errors import Missed
-from cachekit.model import EntryIdentity, Key
 from cachekit.store.directory import DirectoryStore
 
 __all__ = ["EntryLine", "Member", "find_archive", "list_entries", "manifest", "members"]
@@ -62,17 +61,19 @@ def list_entries(store: str, prefix: str = "") -> list[EntryLine]:
 
 def find_archive(name: str, store: str) -> bytes:
     """Return the path of the archive that a KEY or FILE argument means. Raises Missed, InvalidRequest."""
+    if not is_path(name):
+        found = list(entries_of(DirectoryStore(store), name))
+        here = str(this_platform())
+        # An entry of this platform first, then any whole one, then one whose seal is damaged.
+        found.sort(key=lambda c: (c.seal is None, c.seal is not None and str(c.seal.platform) != here))
+        if found:
+            return found[0].path
     if is_file_argument(name):
         return os.fsencode(name)
-    directory = DirectoryStore(store)
-    key = Key(name)
-    here = directory.look(EntryIdentity(key, this_platform()).file_name)
-    if here is not None:
-        return here.path
-    for candidate in directory.candidates(name, None):
-        if candidate.seal is not None and candidate.seal.key == name:
-            return candidate.path
-    raise Missed(f"no entry has the key {name!r}", hint="cachekit ls shows the keys of the store")
+    raise Missed(
+        f"the store has no entry with the key {name!r}, and there is no such file",
+        hint="cachekit ls shows the keys of the store",
+    )
 
 
 def manifest(path: bytes) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from typing import cast
@@ -11,12 +10,11 @@ from cachekit.archive.extract import extract
 from cachekit.archive.read import open_archive
 from cachekit.archive.unpack import WriteOptions
 from cachekit.cache.inplace import restore_in_place
-from cachekit.errors import CachekitError
+from cachekit.errors import CachekitError, LockTimeout
 from cachekit.model import RootName, Target
 from cachekit.system.workers import worker_count
-from cachekit.targets.finish import Recovered, recover
-from cachekit.targets.journal import target_lock
-from cachekit.targets.staging import open_staging
+from cachekit.targets.finish import Recovered, drop, recover_one, unfinished
+from cachekit.targets.journal import Journal, real_place, target_lock
 
 __all__ = ["RecoverLine", "recover_targets"]
 
@@ -31,24 +29,34 @@ class RecoverLine:
 
 
 def recover_targets(paths: list[str]) -> list[RecoverLine]:
-    """End the unfinished restores of these targets, or of all that are known. Raises OSError."""
+    """End the unfinished restores of these targets, or of all that are known."""
     targets: list[bytes | None] = [
-        os.fsencode(os.path.abspath(os.path.expanduser(path))) for path in paths
-    ] or [None]
+        real_place(os.fsencode(os.path.abspath(os.path.expanduser(path)))) for path in paths
+    ]
     lines = []
-    for target in targets:
-        if target is not None:
-            target = os.path.join(os.path.realpath(os.path.dirname(target)), os.path.basename(target))
-        for recovered in recover(target):
-            if recovered.result == "gone":
-                continue
-            reason = None
-            result: str = recovered.result
-            if result == "needs-archive":
-                reason = _in_place(recovered)
-                result = "unfinished" if reason else "finished"
-            lines.append(RecoverLine(os.fsdecode(recovered.target), result, reason))
+    for target in targets or [None]:
+        for journal in unfinished(target):
+            result, reason = _recover(journal)
+            if result != "gone":
+                lines.append(RecoverLine(os.fsdecode(journal.target), result, reason))
     return lines
+
+
+def _recover(journal: Journal) -> tuple[str, str | None]:
+    """End one unfinished restore; return what became of it, and why it could not be ended."""
+    try:
+        with target_lock(journal.target, shared=False, timeout=0):
+            recovered = recover_one(journal)
+            if recovered.result != "needs-archive":
+                return recovered.result, None
+            reason = _in_place(recovered)
+            return ("unfinished", reason) if reason else ("finished", None)
+    except LockTimeout:
+        return "in-use", None
+    except OSError as error:
+        return "unfinished", f"{error.strerror}: {os.fsdecode(error.filename or journal.target)}"
+    except CachekitError as error:
+        return "unfinished", error.message
 
 
 def _in_place(recovered: Recovered) -> str | None:
@@ -56,22 +64,23 @@ def _in_place(recovered: Recovered) -> str | None:
     entry = recovered.journal.entry
     path = entry["path"].encode("latin-1")
     target = Target(cast("RootName", entry["target_root"]), entry["target_path"].encode("latin-1"))
-    options = WriteOptions()
+    asked = entry.get("options", "").split()
+    options = WriteOptions(same_owner="same-owner" in asked, keep_setuid="keep-setuid" in asked)
     try:
-        with open_archive(path) as archive, target_lock(recovered.target, shared=False, timeout=0):
+        with open_archive(path) as archive:
             if archive.seal.identity != entry["identity"]:
                 return f"the entry {entry['key']!r} was replaced since; restore it again"
             extract(archive, [], options, worker_count())
             restore_in_place(
-                archive, target, recovered.target, options, remove_extras=False, durable=False, min_free=0
+                archive,
+                target,
+                recovered.target,
+                options,
+                remove_extras="remove-extras" in asked,
+                durable=False,
+                min_free=0,
             )
     except FileNotFoundError:
         return f"the entry {entry['key']!r} is not in the store any more; restore another one, or remove the target"
-    except CachekitError as error:
-        return error.message
-    with contextlib.suppress(OSError):
-        staging = open_staging(recovered.journal)
-        if staging is not None:
-            staging.remove()
-            staging.close()
+    drop(recovered.journal)
     return None

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from cachekit.archive.check import check_members
@@ -18,27 +19,30 @@ from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.unpack import Destination, WriteOptions
 from cachekit.cache import inplace
 from cachekit.cache.save import this_platform
-from cachekit.cache.select import choose_targets, confirmed, names_to_try, status_of
+from cachekit.cache.select import choose_targets, confirmed, elsewhere, names_to_try, status_of
 from cachekit.cache.space import require
 from cachekit.errors import (
     CachekitError,
     InvalidRequest,
+    LockTimeout,
+    NameConflict,
     NoSpace,
     Refused,
     TargetNotWritable,
+    UnfinishedTarget,
     Unreadable,
     Unsupported,
 )
 from cachekit.model import Key, Platform, RestoreReport, RestoreStatus, Target
 from cachekit.store.directory import DirectoryStore
-from cachekit.system.space import free_space
+from cachekit.system.space import free_space, mount_points
 from cachekit.system.steps import step
 from cachekit.system.workers import worker_count
 from cachekit.targets.commit import conflict
-from cachekit.targets.finish import Recovered, finish, recover
-from cachekit.targets.journal import target_lock
-from cachekit.targets.protect import merge_only
-from cachekit.targets.staging import Staging, make_staging, open_staging
+from cachekit.targets.finish import Recovered, drop, finish, recover, unfinished
+from cachekit.targets.journal import real_place, target_lock
+from cachekit.targets.protect import merge_only, mounted_in
+from cachekit.targets.staging import Staging, make_staging
 
 __all__ = ["RestoreRequest", "restore"]
 
@@ -104,6 +108,10 @@ def restore(request: RestoreRequest) -> RestoreReport:
             verdicts.add(verdict)
     else:
         report.status = next((status for status in _WORST if status in verdicts), "miss")
+        if report.status == "miss" and not request.any_platform:
+            for name, platform in elsewhere(store, key, request.restore_keys, request.platform):
+                reason = f"it was made for {platform}, this is {request.platform} (--any-platform takes it)"
+                _passed_over(report, name, "miss", reason)
     report.seconds = time.perf_counter() - begin
     return report
 
@@ -134,7 +142,7 @@ def _try(
         except FileNotFoundError:
             return "miss"
         except (Unsupported, Unreadable) as error:
-            _passed_over(report, name, error.id, str(error))
+            _passed_over(report, name, error.id, error.message, error)
             return status_of(error)
         except Refused as error:
             if identity is None or confirmed(store, path, name, identity):
@@ -164,11 +172,11 @@ def _restore(request: RestoreRequest, archive: Archive, roots: Roots, report: Re
     targets = choose_targets(seal.targets, request.paths, roots, every=request.all_targets)
     check_members(seal, archive.index)
     report.phases["index"] = clock() - mark
-    places = {target: _real(roots.path_of(target)) for target in targets}
+    places = {target: real_place(roots.path_of(target)) for target in targets}
     with contextlib.ExitStack() as stack:
-        for place in sorted(places.values()):
+        for place in sorted(set(places.values())):
             stack.enter_context(target_lock(place, shared=False, timeout=request.lock_timeout))
-        pending = [p for place in places.values() for p in _recover(place, report)]
+        pending = [p for place in places.values() for p in _recover(place, report, request.lock_timeout)]
         _check_targets(request, archive, roots, places)
         with _errors_of_target(places):
             if request.mode == "in-place":
@@ -176,7 +184,8 @@ def _restore(request: RestoreRequest, archive: Archive, roots: Roots, report: Re
             else:
                 _staged(request, archive, roots, places, report)
         for recovered in pending:
-            _drop(recovered)
+            with contextlib.suppress(OSError):
+                drop(recovered.journal)
     report.matched_key = seal.key
     report.identity = seal.identity
     report.targets = [str(target) for target in targets]
@@ -194,44 +203,58 @@ def _restore(request: RestoreRequest, archive: Archive, roots: Roots, report: Re
             )
 
 
-def _real(path: bytes) -> bytes:
-    """Resolve links in the target's parent, never the target itself."""
-    if path == b"/":
-        return path
-    parent, name = os.path.split(path)
-    return os.path.join(os.path.realpath(parent), name)
+def _recover(place: bytes, report: RestoreReport, timeout: float) -> list[Recovered]:
+    """Finish or roll back what a killed restore left of a target; return what only our restore can end.
 
-
-def _recover(place: bytes, report: RestoreReport) -> list[Recovered]:
-    """Finish or roll back what a killed restore left of a target; return what only our restore can end."""
-    pending = []
-    for recovered in recover(place):
-        if recovered.result == "needs-archive":
-            pending.append(recovered)
-        elif recovered.result in {"finished", "rolled-back"}:
-            report.warnings.append(
-                f"an earlier restore was killed; it was {recovered.result.replace('-', ' ')} first"
+    We hold the target's lock: staging that is still in use belongs to workers that outlived their parent for a
+    moment, or to somebody who cannot see our lock.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        found = recover(place)
+        for recovered in found:
+            if recovered.result in {"finished", "rolled-back"}:
+                report.warnings.append(
+                    f"an earlier restore was killed; it was {recovered.result.replace('-', ' ')} first"
+                )
+        if all(recovered.result != "in-use" for recovered in found):
+            return [recovered for recovered in found if recovered.result == "needs-archive"]
+        if time.monotonic() >= deadline:
+            raise LockTimeout(
+                f"another restore of the target is still running; waited {timeout:.0f} s",
+                path=place,
+                hint="wait for it to end, or raise --lock-timeout",
             )
-    return pending
-
-
-def _drop(recovered: Recovered) -> None:
-    with contextlib.suppress(OSError):
-        staging = open_staging(recovered.journal)
-        if staging is not None:
-            staging.remove()
-            staging.close()
+        time.sleep(0.1)
 
 
 def _check_targets(
     request: RestoreRequest, archive: Archive, roots: Roots, places: dict[Target, bytes]
 ) -> None:
-    kinds = dict(zip(archive.index.paths, archive.index.kinds, strict=True))
+    for (outer, _), (inner, target) in pairwise(sorted((place + b"/", t) for t, place in places.items())):
+        if inner.startswith(outer):
+            raise NameConflict(
+                "two targets of the entry mean one place here, or one inside the other", path=str(target)
+            )
+    index = archive.index
+    kinds = dict(zip(index.paths, index.kinds, strict=True))
+    mounts = mount_points()
     for target, place in places.items():
         kind = kinds.get(target.member, DIRECTORY)
         conflict(
             place, new_is_directory=kind == DIRECTORY, replace=_mode(request, roots, place)[0] == "replace"
         )
+        for mount in mounted_in(place, mounts):
+            # Nothing can be renamed across a mount point: better said now than found half-way.
+            member = os.path.join(target.member, mount)
+            if kinds.get(member, DIRECTORY) != DIRECTORY or any(
+                path.startswith(member + b"/") for path in index.paths
+            ):
+                raise TargetNotWritable(
+                    "something is mounted inside the target, where the entry has files; nothing was written",
+                    path=os.path.join(place, mount),
+                    hint="unmount it, or save and restore what is below it as a target of its own",
+                )
 
 
 def _mode(request: RestoreRequest, roots: Roots, place: bytes) -> tuple[str, str | None]:
@@ -241,6 +264,7 @@ def _mode(request: RestoreRequest, roots: Roots, place: bytes) -> tuple[str, str
         root=roots.root,
         home=os.path.realpath(roots.home),
         here=os.fsencode(os.path.realpath(os.getcwd())),
+        mounts=mount_points(),
     )
     if request.mode == "replace" and reason:
         return "merge", reason
@@ -254,12 +278,19 @@ def _errors_of_target(places: dict[Target, bytes]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        begun = [place for place in places.values() if any(journal.began for journal in unfinished(place))]
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             quota = " (a quota)" if error.errno == errno.EDQUOT else ""
+            state = "incomplete until a restore or cachekit recover has ended it" if begun else "as it was"
             raise NoSpace(
-                f"the target's filesystem became full{quota} while the entry was unpacked; the target is as "
-                "it was",
-                path=path,
+                f"the target's filesystem became full{quota} while the entry was unpacked; the target is {state}",
+                path=begun[0] if begun else path,
+                errno=error.errno,
+            ) from None
+        if begun:
+            raise UnfinishedTarget(
+                f"cannot write the target: {error.strerror}; it is incomplete",
+                path=begun[0],
                 errno=error.errno,
             ) from None
         raise TargetNotWritable(
@@ -293,7 +324,7 @@ def _staged(
         destinations = [Destination(target, staging.fd) for target, staging in stagings.items()]
         _require_space(request, archive, destinations, places)
         for destination in destinations:
-            if archive.index.paths and not destination.target.member:
+            if not destination.target.member:
                 os.mkdir(b"new", 0o700, dir_fd=destination.fd)
         if any(staging.journal.inside for staging in stagings.values()):
             # Staging inside the target touches it: then all is checked before, at the price of decoding twice.
@@ -340,9 +371,17 @@ def _require_space(
         free = free_space(fd)
         path = next(places[d.target] for d in destinations if d.fd == fd)
         hint = "free space on that filesystem; nothing was written"
-        old = sum(inplace.allocated(place) for place in places.values())
-        if request.mode != "in-place" and free.available < size <= free.available + old:
-            hint = "old and new tree do not fit beside each other, but --in-place would: it replaces file by file"
+        if size + request.min_free > free.available:
+            extras = request.mode == "replace"
+            in_place = 0
+            for one in destinations:
+                if free_space(one.fd).device == free.device:
+                    room = inplace.room_in_place(
+                        archive, one, places[one.target], free.block_size, remove_extras=extras
+                    )
+                    in_place += room(inplace.LEAST_BATCH_BYTES)
+            if in_place + request.min_free <= free.available:
+                hint = "old and new tree do not fit beside each other, but --in-place would: it replaces file by file"
         require(free, size, inodes, min_free=request.min_free, what="restore", path=path, hint=hint)
 
 

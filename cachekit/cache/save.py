@@ -97,7 +97,6 @@ def save(request: SaveRequest) -> SaveReport:
     targets = targets_of(request.paths, roots)
     store = DirectoryStore(request.store)
     places = [roots.path_of(target) for target in targets]
-    refuse_unfinished(places)
     store.prepare()
     report = SaveReport(
         "saved",
@@ -112,6 +111,9 @@ def save(request: SaveRequest) -> SaveReport:
             if saver.state != "busy":
                 if request.force or not _exists(store, identity, report):
                     with _locked(places, request.lock_timeout):
+                        # Only now: before, a restore that still holds the lock would look like one that was killed,
+                        # and one that is killed while it is waited for would go unseen.
+                        refuse_unfinished(places)
                         _save(request, store, identity, roots, targets, excluded, report)
                 break
             if time.monotonic() >= deadline:
@@ -204,6 +206,8 @@ def _save(
             report.status = "saved"
             _fill(report, written, walk, left_out)
             store.mark_used(identity.file_name)
+        elif report.status == "saved":
+            report.status = "in-progress"  # another saver holds the claim and has not renamed yet
         return
     raise SourceChanged("files keep changing faster than they can be saved", path=next(iter(left_out)))
 

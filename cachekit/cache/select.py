@@ -12,7 +12,7 @@ from cachekit.model import EntryIdentity, Key, Platform, RestoreStatus, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.workers import worker_count
 
-__all__ = ["choose_targets", "confirmed", "names_to_try", "status_of"]
+__all__ = ["choose_targets", "confirmed", "elsewhere", "names_to_try", "status_of"]
 
 
 def names_to_try(
@@ -31,10 +31,27 @@ def names_to_try(
                 seen.add(candidate.name)
                 yield candidate.name, True
     for prefix in restore_keys:
-        for candidate in store.candidates(prefix, wanted):
+        # Damaged seals first: they are set aside and reported, not passed over in silence build after build.
+        for candidate in sorted(store.candidates(prefix, wanted), key=lambda c: c.seal is not None):
             if candidate.name not in seen:
                 seen.add(candidate.name)
                 yield candidate.name, False
+
+
+def elsewhere(
+    store: DirectoryStore, key: Key, restore_keys: list[str], platform: Platform
+) -> Iterator[tuple[str, Platform]]:
+    """Yield (entry file name, platform) of entries that only their platform kept from being tried: why a miss."""
+    seen: set[str] = set()
+    for prefix in (key.text, *restore_keys):
+        for candidate in store.candidates(prefix, None):
+            seal = candidate.seal
+            if seal is None or seal.platform == platform or candidate.name in seen:
+                continue
+            if prefix != key.text or seal.key == key.text:
+                seen.add(candidate.name)
+                yield candidate.name, seal.platform
+                break
 
 
 def status_of(error: CachekitError) -> RestoreStatus:
@@ -75,18 +92,18 @@ def choose_targets(available: list[Target], paths: list[str], roots: Roots, *, e
         if unknown:
             raise TargetNotNamed(
                 f"the entry does not hold {unknown[0]!r}",
-                path=unknown[0],
                 expected=unknown,
                 found=[str(target) for target in available],
-                hint="it holds: " + ", ".join(map(str, available)),
+                hint="name one of those, as it was saved; relative paths are below the root (--root)",
             )
     else:
         named = {target for target in available if target.root == "root"}
     further = [str(target) for target in available if target not in named]
     if further and not every:
         raise TargetNotNamed(
-            "the entry would also write " + ", ".join(further),
-            found=further,
+            "the entry holds targets that were not named: " + ", ".join(further),
+            expected=[str(target) for target in available if target in named] or "none of these",
+            found=[str(target) for target in available],
             hint="name these paths too, or pass --all-targets if you trust whoever saved the entry",
         )
     return list(available) if every else [target for target in available if target in named]

@@ -11,13 +11,13 @@ from typing import Literal
 from cachekit.archive.check import check_members
 from cachekit.archive.extract import Progress, check_contents, check_frames
 from cachekit.archive.read import Archive, open_archive
-from cachekit.errors import CachekitError, Refused, Unreadable
+from cachekit.errors import CachekitError, InvalidRequest, Refused, Unreadable
 from cachekit.model import Key, VerifyReport
-from cachekit.store.directory import DirectoryStore
+from cachekit.store.directory import Candidate, DirectoryStore
 from cachekit.store.layout import ENTRY_NAME
 from cachekit.system.workers import worker_count
 
-__all__ = ["DEPTHS", "VerifyRequest", "is_file_argument", "verify"]
+__all__ = ["DEPTHS", "VerifyRequest", "entries_of", "is_file_argument", "is_path", "verify"]
 
 Depth = Literal["seal", "index", "frames", "contents"]
 DEPTHS: tuple[Depth, ...] = ("seal", "index", "frames", "contents")
@@ -35,8 +35,16 @@ class VerifyRequest:
 
 
 def is_file_argument(name: str) -> bool:
-    """Return True if an argument means a file rather than a key: it has a slash or names something that is there."""
+    """Return True if an argument that is no key of the store means a file: something of that name is there.
+
+    With a slash it may be anything (a directory or dangling link is then reported as such), else a file.
+    """
     return (os.path.sep in name and os.path.lexists(name)) or os.path.isfile(name)
+
+
+def is_path(name: str) -> bool:
+    """Return True if an argument is written as a path, and so means a file even where a key is called the same."""
+    return name.startswith(("/", "./", "../")) and os.path.lexists(name)
 
 
 def verify(request: VerifyRequest) -> Iterator[VerifyReport]:
@@ -46,26 +54,46 @@ def verify(request: VerifyRequest) -> Iterator[VerifyReport]:
         for candidate in store.entries():
             yield _verify(store, candidate.path, request, candidate.name)
     for name in request.names:
-        if is_file_argument(name):
+        found = False
+        if not is_path(name):
+            for candidate in entries_of(store, name):
+                found = True
+                yield _verify(store, candidate.path, request, candidate.name, name)
+        if not found and is_file_argument(name):
             own = os.path.basename(name)
             yield _verify(store, os.fsencode(name), request, own if ENTRY_NAME.fullmatch(own) else None)
-            continue
-        key = Key(name)
-        found = False
-        for candidate in store.entries(name):
-            # A damaged seal gives no key; its file name tells which key it was filed under.
-            if candidate.seal.key == key.text if candidate.seal else _filed_under(candidate.name, key):
-                found = True
-                yield _verify(store, candidate.path, request, candidate.name)
-        if not found:
+        elif not found:
+            message = "the store has no entry with this key, and there is no such file"
             yield VerifyReport(
                 "",
                 name,
                 ok=False,
                 depth=request.depth,
                 verdict="missing",
-                error={"id": "miss", "message": f"no entry has the key {name!r}", "exit_code": 3},
+                error={
+                    "id": "miss",
+                    "message": message,
+                    "exit_code": 3,
+                    "hint": "cachekit ls shows the keys",
+                },
             )
+
+
+def entries_of(store: DirectoryStore, name: str) -> Iterator[Candidate]:
+    """Yield the entries whose key is ``name``, of any platform, also those with a damaged seal.
+
+    Raises StoreUnavailable, and InvalidRequest for what is neither a key nor the name of a file.
+    """
+    try:
+        key = Key(name)
+    except InvalidRequest:
+        if is_file_argument(name):
+            return
+        raise
+    for candidate in store.entries(name):
+        # A damaged seal gives no key; its file name tells which key it was filed under.
+        if candidate.seal.key == key.text if candidate.seal else _filed_under(candidate.name, key):
+            yield candidate
 
 
 def _filed_under(name: str, key: Key) -> bool:
@@ -75,9 +103,15 @@ def _filed_under(name: str, key: Key) -> bool:
     return name == EntryIdentity(key, this_platform()).file_name
 
 
-def _verify(store: DirectoryStore, path: bytes, request: VerifyRequest, filed_as: str | None) -> VerifyReport:
+def _verify(
+    store: DirectoryStore,
+    path: bytes,
+    request: VerifyRequest,
+    filed_as: str | None,
+    key: str | None = None,
+) -> VerifyReport:
     begin = time.perf_counter()
-    report = VerifyReport(os.fsdecode(path), None, ok=False, depth=request.depth, verdict="ok")
+    report = VerifyReport(os.fsdecode(path), key, ok=False, depth=request.depth, verdict="ok")
     try:
         with open_archive(path) as archive:
             report.archive_bytes = archive.size

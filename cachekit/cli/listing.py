@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import stat
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 
 from cachekit.cache.listing import EntryLine, Member, find_archive, list_entries, manifest, members
 from cachekit.cli.options import common, json_option, store_option
-from cachekit.cli.render import printable, size, to_json
+from cachekit.cli.render import count, printable, size, to_json
 from cachekit.store.directory import DirectoryStore
 
 __all__ = ["ls", "show"]
@@ -31,17 +32,19 @@ def ls(prefix: str, store: str, quarantine: bool, as_json: bool) -> int:
     """List entries, newest first: those whose key begins with PREFIX.
 
     \b
-    Example:
+    Examples:
+      cachekit ls
       cachekit ls npm-
+      cachekit ls --quarantine
     """
     if quarantine:
         found = [row for row in DirectoryStore(store).quarantined() if row[0].startswith(prefix)]
         if as_json:
             click.echo(to_json([{"file": name, "bytes": n, "set_aside_ns": when} for name, n, when in found]))
             return 0
-        for name, count, when in found:
-            click.echo(f"{_when(when)}  {size(count):>10}  {printable(name)}")
-        click.echo(f"{len(found)} in quarantine; they go after 7 days", err=True)
+        for name, length, when in found:
+            click.echo(f"{_when(when)}  {size(length):>10}  {printable(name)}")
+        click.echo(f"{len(found)} in quarantine; kept for 7 days, at most 2 of a family", err=True)
         return 0
     entries = list_entries(store, prefix)
     if as_json:
@@ -49,13 +52,19 @@ def ls(prefix: str, store: str, quarantine: bool, as_json: bool) -> int:
         return 0
     for entry in entries:
         click.echo(_line(entry))
-    click.echo(f"{len(entries)} entries, {size(sum(e.archive_bytes for e in entries))}", err=True)
+    place = DirectoryStore(store).path
+    if not entries and not os.path.isdir(place):
+        click.echo(f"there is no store at {printable(place)} (yet: the first save makes it)", err=True)
+        return 0
+    total = size(sum(entry.archive_bytes for entry in entries))
+    click.echo(f"{count(len(entries), 'entry', 'entries')}, {total} in {printable(place)}", err=True)
     return 0
 
 
 def _line(entry: EntryLine) -> str:
     if entry.problem is not None:
-        return f"{'refused':<20}  {size(entry.archive_bytes):>10}  {printable(entry.entry)}: {printable(entry.problem)}"
+        file = printable(entry.entry)
+        return f"{'refused':<20}  {size(entry.archive_bytes):>10}  {file}: {printable(entry.problem)}"
     return (
         f"{_when(entry.created_ns)}  {size(entry.archive_bytes):>10}  {entry.files:>7} files  "
         f"{printable(entry.key)}  ({printable(entry.platform)})"
@@ -70,7 +79,15 @@ def _line(entry: EntryLine) -> str:
 @json_option
 @common
 def show(name: str, store: str, whole: bool, files: bool, as_json: bool) -> int:
-    """Show an entry's manifest in short, or its files, from seal and index alone."""
+    """Show an entry's manifest in short, or its files, from seal and index alone.
+
+    A name that is a key of the store means that entry, else it means a file.
+
+    \b
+    Examples:
+      cachekit show npm-4f1c
+      cachekit show --files downloaded.tar.zst
+    """
     path = find_archive(name, store)
     if files:
         if as_json:
@@ -95,7 +112,7 @@ def _summary(data: dict[str, Any], path: bytes) -> list[tuple[str, object]]:
         + ("" if target["root"] == "root" else f" (in {target['root']})")
         for target in data["targets"]
     )
-    counts = ", ".join(f"{count} {kind}" for kind, count in data["counts"].items() if count)
+    counts = ", ".join(f"{number} {kind}" for kind, number in data["counts"].items() if number)
     return [
         ("key", data["key"]),
         ("family", data["family"]),

@@ -7,14 +7,14 @@ import importlib
 import os
 import signal
 import sys
-import traceback
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
+from cachekit._version import __version__
 from cachekit.cli.outputs import annotate
-from cachekit.cli.render import error_lines, to_json
-from cachekit.errors import CachekitError, Interrupted
+from cachekit.cli.render import details, error_lines, printable, to_json
+from cachekit.errors import CachekitError, Interrupted, InvalidRequest
 
 __all__ = ["COMMANDS", "cli", "run"]
 
@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 #: The codes that --soft-fail turns into 0 (docs/errors.md).
 _SOFT = range(4, 10)
+_INTERNAL = 1
 
 
 class LazyGroup(click.Group):
@@ -53,87 +54,151 @@ class LazyGroup(click.Group):
 
 
 @click.command(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True
 )
-@click.version_option(package_name="cachekit", message="%(prog)s %(version)s", prog_name="cachekit")
+@click.version_option(__version__, message="%(prog)s %(version)s", prog_name="cachekit")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 @click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:
+def cli(ctx: click.Context, debug: bool) -> int:
     """CI caches that are whole or absent.
 
     \b
-    cachekit save --key "node-$(sha256sum package-lock.json | cut -c1-16)" node_modules
-    cachekit restore --key "node-..." --restore-key node- node_modules
+    Example:
+      key="node-$(sha256sum package-lock.json | cut -c1-16)"
+      cachekit restore --key "$key" --restore-key node- node_modules
+      npm ci
+      cachekit save --key "$key" node_modules
 
-    Exit codes: 0 done, 1 internal error, 2 usage, 3 miss (if asked), 4 refused as damaged or unsafe, 5 no space,
-    6 lock timeout, 8 source or target refuses, 9 store unavailable.
+    \b
+    Exit codes:
+      0  done: also a miss, and a damaged entry that was refused and set aside
+      1  internal error                   5  not enough space
+      2  wrong usage                      6  lock timeout
+      3  miss, if asked to fail on it     8  source or target refuses
+      4  refused: damaged or unsafe       9  store unavailable
     """
     if debug:
-        ctx.meta["cachekit.debug"] = True
+        ctx.ensure_object(dict)["debug"] = True
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        return InvalidRequest.exit_code
+    return 0
 
 
 def _on_terminate(number: int, _frame: object) -> NoReturn:
     # A second signal must not interrupt the cleaning up after the first.
     signal.signal(number, signal.SIG_IGN)
-    raise Interrupted(f"stopped by {signal.Signals(number).name}; nothing was published", signal=number)
+    raise Interrupted(f"stopped by {signal.Signals(number).name}", signal=number)
 
 
 def run(arguments: list[str]) -> int:
     """Run the command line and return the exit code."""
+    _ready_streams()
     with contextlib.suppress(ValueError):  # not in the main thread
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _on_terminate)
-    context: click.Context | None = None
-    meta: dict[str, Any] = {}
+    told: dict[str, Any] = {}  # which of --debug, --json and --soft-fail were given, and whether all is done
     try:
-        with cli.make_context("cachekit", list(arguments)) as context:
-            meta = context.meta
-            result = cli.invoke(context)
-        code = result if isinstance(result, int) else 0
-        sys.stdout.flush()
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write("\ncachekit: interrupted; nothing was published\n")
-        return 128 + signal.SIGINT
-    except CachekitError as error:
-        return _report(error, meta, arguments)
+        try:
+            return _invoke(arguments, told)
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, OSError) and (isinstance(error, BrokenPipeError) or told.get("done")):
+                raise
+            return _report(error, told, arguments)
     except BrokenPipeError:
         # The reader of stdout went away (cachekit ls | head): not our failure.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return 128 + signal.SIGPIPE
-    except Exception as error:  # noqa: BLE001 - the last resort, reported as what it is
-        return _internal(error, meta)
+    except OSError as error:
+        _silence(sys.stdout)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"cachekit: error: the output could not be written: {error.strerror}\n")
+        return _INTERNAL
+
+
+def _ready_streams() -> None:
+    """Give us a stdout and stderr where the caller closed them, and let no character stop us."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is still buffered go nowhere: Python would complain when it flushes at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), stream.fileno())
+
+
+def _invoke(arguments: list[str], told: dict[str, Any]) -> int:
+    try:
+        with cli.make_context("cachekit", list(arguments), obj=told) as context:
+            result = cli.invoke(context)
+    except click.exceptions.Exit as error:
+        result = error.exit_code
+    told["done"] = True
+    sys.stdout.flush()
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: BaseException, told: dict[str, Any], arguments: list[str]) -> int:
+    """Tell of an error, on stderr and with --json also on stdout; return the exit code."""
+    if told.get("debug") and not isinstance(error, click.ClickException):
+        import traceback
+
+        traceback.print_exception(error)
+    code, kind = _INTERNAL, "error"
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        error = Interrupted("interrupted", signal=int(signal.SIGINT))
+        sys.stderr.write("\n")
+    if isinstance(error, click.ClickException):
+        code, facts = InvalidRequest.exit_code, _usage(error)
+        lines = [printable(facts["message"]), *details(facts)]
+    elif isinstance(error, CachekitError):
+        code, facts, lines = error.exit_code, error.as_dict(), error_lines(error)
+        if isinstance(error, Interrupted):
+            number = error.fields.get("signal")
+            code = 128 + number if isinstance(number, int) else code
+            facts["exit_code"] = code
+        elif told.get("soft-fail") and code in _SOFT:
+            code, kind = 0, "warning"
+    else:
+        facts = _internal(error)
+        lines = [printable(facts["message"]), *details(facts)]
+    sys.stderr.write(f"cachekit: {kind}: " + "\n".join(lines) + "\n")
+    annotate(kind, lines[0])
+    if told.get("json") or (code == InvalidRequest.exit_code and _asks_for_json(arguments)):
+        sys.stdout.write(to_json({"error": facts}) + "\n")
+    sys.stdout.flush()
     return code
 
 
-def _report(error: CachekitError, meta: dict[str, Any], arguments: list[str]) -> int:
-    if meta.get("cachekit.debug"):
-        traceback.print_exc()
-    code = error.exit_code
-    if isinstance(error, Interrupted):
-        number = error.fields.get("signal")
-        code = 128 + number if isinstance(number, int) else code
-    soft = bool(meta.get("cachekit.soft-fail")) and code in _SOFT
-    lines = error_lines(error)
-    kind = "warning" if soft else "error"
-    sys.stderr.write(f"cachekit: {kind}: " + "\n".join(lines) + "\n")
-    annotate(kind, lines[0])
-    if "--json" in arguments:
-        sys.stdout.write(to_json({"error": error.as_dict()}) + "\n")
-    return 0 if soft else code
+def _asks_for_json(arguments: list[str]) -> bool:
+    """Look for --json where the arguments could not be parsed."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return "--json" in arguments[:end]
 
 
-def _internal(error: Exception, meta: dict[str, Any]) -> int:
-    if meta.get("cachekit.debug"):
-        traceback.print_exc()
-    sys.stderr.write(
-        f"cachekit: internal error: {type(error).__name__}: {ascii(str(error))[1:-1]}\n"
-        "  This is a bug in cachekit, or the machine is failing (memory, processes). Nothing was published.\n"
-        "  hint: run it again with --debug and report what it prints, with `cachekit --version`, to the project\n"
-    )
-    return 1
+def _usage(error: click.ClickException) -> dict[str, object]:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context is not None else "cachekit"
+    return {
+        "id": InvalidRequest.id,
+        "message": error.format_message().rstrip(".").replace("\n", " "),
+        "exit_code": InvalidRequest.exit_code,
+        "hint": f"{path} --help shows the options and examples",
+    }
+
+
+def _internal(error: BaseException) -> dict[str, object]:
+    if isinstance(error, MemoryError):
+        message, hint = "out of memory", "CACHEKIT_WORKERS=1 needs less; or give the job more"
+    else:
+        message = f"internal error: {type(error).__name__}: {error}"
+        hint = (
+            "this is a bug in cachekit, or the machine fails. Run it again with --debug and report what it prints, "
+            "with `cachekit --version`, to the project"
+        )
+    return {"id": "internal", "message": message, "exit_code": _INTERNAL, "hint": hint}

@@ -3,43 +3,73 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 from collections.abc import Mapping
 
 from cachekit.cli.render import printable
+from cachekit.errors import InvalidRequest
 
-__all__ = ["annotate", "write_outputs"]
+__all__ = ["annotate", "check_dotenv", "warn", "write_outputs"]
+
+
+def check_dotenv(path: str | None) -> None:
+    """Raise InvalidRequest if the dotenv file cannot be written: better before a restore than after it."""
+    if path is None:
+        return
+    try:
+        with open(path, "a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise InvalidRequest(
+            f"the --dotenv file cannot be written: {error.strerror}",
+            path=path,
+            hint="name a file in a directory that exists and that the job may write to",
+        ) from None
 
 
 def write_outputs(values: Mapping[str, object], dotenv: str | None = None) -> None:
     """Append to $GITHUB_OUTPUT, and write ``dotenv`` (``NAME=value`` lines) if given.
 
-    GitHub's heredoc form with a random delimiter: no value can end it and add outputs of its own. Raises OSError.
+    GitHub's heredoc form with a random delimiter: no value can end it and add outputs of its own. A file that cannot be
+    written is a warning: what was restored stays restored, and without ``cache-hit`` a later step builds anew.
     """
     path = os.environ.get("GITHUB_OUTPUT")
     if path:
         lines = []
         for name, value in values.items():
-            delimiter = f"cachekit-{secrets.token_hex(16)}"
+            delimiter = f"cachekit-{os.urandom(16).hex()}"
             lines.append(f"{name}<<{delimiter}\n{_text(value)}\n{delimiter}\n")
-        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write("".join(lines))
+        _write(path, "a", "".join(lines), "$GITHUB_OUTPUT")
     if dotenv:
-        with open(dotenv, "w", encoding="utf-8", errors="backslashreplace") as file:
-            for name, value in values.items():
-                variable = "CACHEKIT_" + name.upper().replace("-", "_")
-                file.write(f"{variable}={printable(_text(value))}\n")
+        pairs = (("CACHEKIT_" + name.upper().replace("-", "_"), value) for name, value in values.items())
+        text = "".join(f"{name}={printable(_text(value))}\n" for name, value in pairs)
+        _write(dotenv, "w", text, "--dotenv")
+
+
+def _write(path: str, mode: str, text: str, what: str) -> None:
+    try:
+        with open(path, mode, encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as error:
+        warn(f"the outputs could not be written to {what} ({path}): {error.strerror}")
 
 
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def warn(message: str, *more: str) -> None:
+    """Tell people, and GitHub Actions, of something that did not stop the work; ``more`` are lines below it."""
+    sys.stderr.write("\n".join([f"cachekit: warning: {printable(message)}", *more]) + "\n")
+    annotate("warning", message)
+
+
 def annotate(kind: str, message: str) -> None:
-    """Print a warning or error where GitHub Actions shows it beside the job; nothing elsewhere."""
+    """Print a warning or error where GitHub Actions shows it beside the job; nothing elsewhere.
+
+    On stderr, which the runner reads for commands as it does stdout: stdout is for data.
+    """
     if os.environ.get("GITHUB_ACTIONS") == "true":
         escaped = printable(message).replace("%", "%25")
+        sys.stderr.write(f"::{kind} title=cachekit::{escaped}\n")
         sys.stderr.flush()
-        sys.stdout.write(f"::{kind}::{escaped}\n")
-        sys.stdout.flush()

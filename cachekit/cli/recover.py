@@ -7,7 +7,7 @@ import click
 from cachekit.cache.recovery import recover_targets
 from cachekit.cli.options import common, json_option
 from cachekit.cli.render import printable, to_json
-from cachekit.errors import UnfinishedTarget
+from cachekit.errors import TargetNotWritable, UnfinishedTarget
 
 __all__ = ["recover"]
 
@@ -25,9 +25,22 @@ _WORDS = {
 def recover(paths: tuple[str, ...], as_json: bool) -> int:
     """Finish or roll back killed restores: of the TARGETs named, or of all that this user began.
 
-    Afterwards each target is the old or the new tree. The next restore of a target does the same by itself.
+    Afterwards each target is the old or the new tree. The next restore of a target does the same by itself. Exit 8 if
+    one could not be finished.
+
+    \b
+    Examples:
+      cachekit recover
+      cachekit recover node_modules
     """
-    lines = recover_targets(list(paths))
+    try:
+        lines = recover_targets(list(paths))
+    except OSError as error:
+        raise TargetNotWritable(
+            f"an unfinished restore can be neither finished nor undone: {error.strerror}",
+            path=error.filename,
+            hint="nothing is lost: repair that (space, permissions, mount), then run it again",
+        ) from None
     if as_json:
         click.echo(to_json(lines))
     for line in lines:

@@ -7,24 +7,40 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from cachekit.errors import CachekitError
 
-__all__ = ["error_lines", "plain", "printable", "size", "to_json"]
+__all__ = ["count", "details", "error_lines", "plain", "printable", "size", "to_json"]
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+_ORDER = re.compile(r"##(?=\w*\[)")
+#: Half of a surrogate pair that stands for no byte of a file name either (PEP 383 uses U+DC80 to U+DCFF).
+_LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
+def _escape(match: re.Match[str]) -> str:
+    return ascii(match[0])[1:-1]
+
+
+def _decodable(text: str) -> str:
+    """Return ``text`` as UTF-8 can hold it: what stands for a byte that is not UTF-8 becomes ``\\xNN``."""
+    text = _LONE_SURROGATE.sub(_escape, text)
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def printable(value: object) -> str:
     """Return text that is safe to print: control characters escaped, undecodable bytes as ``\\xNN``.
 
-    A leading ``::`` (a GitHub Actions workflow command) or ``##[`` (the same in other systems) loses its meaning.
+    A leading ``::`` (a GitHub Actions workflow command) loses its meaning, and so do ``##[`` (its older form) and
+    ``##vso[`` (Azure), which runners look for anywhere in a line.
     """
-    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    text = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
-    if text.lstrip().startswith(("::", "##[")):
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return ", ".join(printable(item) for item in value)
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else _decodable(str(value))
+    text = _ORDER.sub(r"#\\#", _CONTROL.sub(_escape, text))
+    if text.lstrip().startswith("::"):
         text = "\\" + text.lstrip()
     return text
 
@@ -38,6 +54,11 @@ def size(value: float) -> str:
     return f"{value:.1f} TiB"
 
 
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return ``1 file``, ``2 files``."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def plain(value: Any) -> Any:
     """Return ``value`` as JSON can hold it. A name that is not UTF-8 gets a companion field ``<name>_b64``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -45,22 +66,27 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         result: dict[str, Any] = {}
         for key, item in value.items():
+            name = _decodable(str(key))
             raw = _undecodable(item)
             if raw is not None:
-                result[f"{key}_b64"] = base64.b64encode(raw).decode("ascii")
-            result[str(key)] = plain(item)
+                result[f"{name}_b64"] = base64.b64encode(raw).decode("ascii")
+            result[name] = plain(item)
         return result
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return _decodable(value)
     return value
 
 
 def _undecodable(value: object) -> bytes | None:
-    raw = value if isinstance(value, bytes) else os.fsencode(value) if isinstance(value, str) else None
+    """Return the bytes of a name that is not UTF-8, None for anything else."""
+    try:
+        raw = value if isinstance(value, bytes) else os.fsencode(value) if isinstance(value, str) else None
+    except UnicodeEncodeError:  # text that stands for no file name
+        return None
     if raw is None:
         return None
     try:
@@ -71,31 +97,32 @@ def _undecodable(value: object) -> bytes | None:
 
 
 def to_json(value: Any) -> str:
-    """Return one line of JSON."""
-    return json.dumps(plain(value), ensure_ascii=True)
+    """Return one line of JSON. In it, too, no runner finds an order: ``##`` stands only in texts, where it may be escaped."""
+    return json.dumps(plain(value), ensure_ascii=True).replace("##", "#\\u0023")
+
+
+def details(facts: Mapping[str, object], indent: str = "  ", *, but: str = "") -> list[str]:
+    """Return an error's fields (see ``CachekitError.as_dict``) as lines, without those whose text is in ``but``."""
+    lines = []
+    path = facts.get("path")
+    if path is not None and printable(path) not in but:
+        lines.append(f"path: {printable(path)}")
+    where = [
+        f"{name} {printable(facts[name])}"
+        for name in ("rung", "frame", "offset", "member")
+        if facts.get(name) is not None
+    ]
+    if where:
+        lines.append("at: " + ", ".join(where))
+    lines += [
+        f"{name}: {printable(facts[name])}"
+        for name in ("expected", "found", "hint")
+        if facts.get(name) is not None
+    ]
+    return [indent + line for line in lines]
 
 
 def error_lines(error: CachekitError) -> list[str]:
     """Return an error as people read it: what, where, expected and found, and what to do."""
     head = printable(error.message)
-    if error.path is not None and printable(error.path) not in head:
-        head += f": {printable(error.path)}"
-    lines = [head]
-    fields = error.fields
-    where = [
-        f"{name} {printable(fields[name])}"
-        for name in ("rung", "frame", "offset", "member")
-        if name in fields
-    ]
-    if where:
-        lines.append("  at " + ", ".join(where))
-    if error.expected is not None or error.found is not None:
-        parts = []
-        if error.expected is not None:
-            parts.append(f"expected {printable(error.expected)}")
-        if error.found is not None:
-            parts.append(f"found {printable(error.found)}")
-        lines.append("  " + ", ".join(parts))
-    if error.hint:
-        lines.append(f"  hint: {printable(error.hint)}")
-    return lines
+    return [head, *details(error.as_dict(), but=head)]

@@ -8,11 +8,19 @@ import click
 
 from cachekit.cache.restore import RestoreRequest
 from cachekit.cache.restore import restore as restore_entry
-from cachekit.cli.options import SIZE, common, json_option, soft_fail, store_option
-from cachekit.cli.outputs import annotate, write_outputs
+from cachekit.cli.options import (
+    common,
+    json_option,
+    parse_bytes,
+    parse_directory,
+    parse_seconds,
+    soft_fail,
+    store_option,
+)
+from cachekit.cli.outputs import check_dotenv, warn, write_outputs
 from cachekit.cli.progress import ProgressBar
-from cachekit.cli.render import printable, size, to_json
-from cachekit.errors import InvalidRequest, Missed, Refused, Unreadable
+from cachekit.cli.render import count, details, printable, size, to_json
+from cachekit.errors import CachekitError, InvalidRequest, Missed, Refused, Unreadable
 from cachekit.model import RestoreReport
 
 __all__ = ["restore"]
@@ -29,7 +37,12 @@ __all__ = ["restore"]
 )
 @click.argument("paths", nargs=-1, metavar="[PATH...]")
 @store_option
-@click.option("--root", metavar="DIR", help="Where relative targets go.  [default: current directory]")
+@click.option(
+    "--root",
+    metavar="DIR",
+    type=parse_directory,
+    help="Where relative targets go.  [default: current directory]",
+)
 @click.option("--replace", is_flag=True, help="The target becomes the entry: other files in it go.")
 @click.option("--merge", is_flag=True, help="Files of the entry replace theirs, other files stay.  [default]")
 @click.option(
@@ -46,7 +59,7 @@ __all__ = ["restore"]
 )
 @click.option("--same-owner", is_flag=True, help="As root: give files the owners recorded in the entry.")
 @click.option("--keep-setuid", is_flag=True, help="Keep setuid and setgid bits of files.")
-@click.option("--min-free", type=SIZE, default=0, metavar="SIZE", help="Keep so much free besides.")
+@click.option("--min-free", type=parse_bytes, default=0, metavar="SIZE", help="Keep so much free besides.")
 @click.option(
     "--dotenv",
     metavar="FILE",
@@ -55,9 +68,9 @@ __all__ = ["restore"]
 )
 @click.option(
     "--lock-timeout",
-    type=float,
+    type=parse_seconds,
     default=60.0,
-    show_default=True,
+    show_default="60",
     metavar="SECONDS",
     help="How long to wait for another restore of the same target.",
 )
@@ -79,13 +92,17 @@ def restore(
     Nothing is written unless the entry is whole: size, checksums, structure, every file. A damaged entry is refused
     and set aside (exit 0, status "refused"): the job goes on as after a miss.
 
+    In GitHub Actions the outputs cache-hit (true only for the exact key), status, matched-key, bytes, files and
+    seconds are written to $GITHUB_OUTPUT.
+
     \b
     Examples:
       cachekit restore --key "npm-$HASH" --restore-key npm- node_modules
       cachekit restore --key "venv-$HASH" --replace .venv
     """
-    if (merge and replace) or (merge and in_place):
+    if merge and (replace or in_place):
         raise InvalidRequest("--merge cannot be used together with --replace or --in-place")
+    check_dotenv(dotenv)
     options["paths"], options["restore_keys"] = list(options["paths"]), list(options["restore_keys"])
     mode: Any = "in-place" if in_place else "replace" if replace else "merge"
     progress = ProgressBar("restoring")
@@ -93,35 +110,25 @@ def restore(
         report = restore_entry(
             RestoreRequest(mode=mode, replace_extras=in_place and replace, progress=progress, **options)
         )
+    except CachekitError:
+        # Without this a step that asks for cache-hit after a failed restore (--soft-fail) would get an empty text.
+        _write_outputs(RestoreReport("miss", options["key"]), "error", dotenv)
+        raise
     finally:
         progress.close()
-    _tell(report, as_json=as_json, dotenv=dotenv)
+    if as_json:
+        fields = {name: getattr(report, name) for name in RestoreReport.__slots__}
+        click.echo(to_json({**fields, "cache_hit": report.status == "exact"}))
+    _tell(report, options["restore_keys"], options["store"])
+    _write_outputs(report, report.status, dotenv)
     return _code(report, fail_on_miss=fail_on_miss, strict=strict)
 
 
-def _tell(report: RestoreReport, *, as_json: bool, dotenv: str | None) -> None:
-    if as_json:
-        click.echo(
-            to_json(
-                {
-                    **{name: getattr(report, name) for name in RestoreReport.__slots__},
-                    "cache_hit": report.status == "exact",
-                }
-            )
-        )
-    for line in report.tried:
-        if line["verdict"] != "miss":
-            message = f"{line['entry']} was not used: {line['verdict']}: {line['reason']}"
-            click.echo(f"cachekit: warning: {printable(message)}", err=True)
-            annotate("warning", message)
-    for warning in report.warnings:
-        click.echo(f"cachekit: warning: {printable(warning)}", err=True)
-        annotate("warning", warning)
-    click.echo(closing_line(report), err=True)
+def _write_outputs(report: RestoreReport, status: str, dotenv: str | None) -> None:
     write_outputs(
         {
             "cache-hit": report.status == "exact",
-            "status": report.status,
+            "status": status,
             "matched-key": report.matched_key or "",
             "bytes": report.content_bytes,
             "files": report.files,
@@ -131,33 +138,62 @@ def _tell(report: RestoreReport, *, as_json: bool, dotenv: str | None) -> None:
     )
 
 
-def closing_line(report: RestoreReport) -> str:
+def _tell(report: RestoreReport, restore_keys: list[str], store: str) -> None:
+    """Tell people: what was passed over and why, warnings, the closing line."""
+    for line in report.tried:
+        if line["verdict"] != "miss":
+            _tell_passed_over(line, aside=line["entry"] in report.quarantined)
+    for warning in report.warnings:
+        warn(warning)
+    click.echo(closing_line(report, restore_keys, store), err=True)
+    if not report.hit:
+        for line in report.tried:
+            if line["verdict"] == "miss":
+                click.echo(f"  {printable(line['entry'])}: {printable(line['reason'])}", err=True)
+
+
+def _tell_passed_over(line: dict[str, object], *, aside: bool) -> None:
+    """Say why an entry was not used, what was wrong, and what to do (mostly nothing)."""
+    known = line.get("error")
+    facts = dict(known) if isinstance(known, dict) else {}
+    facts.pop("path", None)
+    if aside:
+        facts["hint"] = (
+            "nothing to do: the next save under its key puts a whole one in its place; until then it is kept aside "
+            "(cachekit ls --quarantine)"
+        )
+    verdict = "refused and set aside" if aside else f"not used ({line['verdict']})"
+    message = f"{line['entry']} was {verdict}: {line['reason']}"
+    warn(message, *details(facts, but=message))
+
+
+def closing_line(report: RestoreReport, restore_keys: list[str], store: str) -> str:
     """Return what was done in one line."""
     key = printable(report.key)
     if report.status == "miss":
-        return f"miss: no entry for {key}"
+        further = f", nor one that begins with {printable(restore_keys)}" if restore_keys else ""
+        return f"miss: no entry for {key}{further} in {printable(store)}"
     if not report.hit:
-        aside = ", set aside" if report.quarantined else ""
-        return f"{report.status}: the entry for {key} was not used{aside}; nothing was written"
+        return f"{report.status}: no usable entry for {key}; nothing was written, go on as after a miss"
     how = ", ".join(sorted(set(report.commit.values())))
     rate = size(report.content_bytes / max(report.seconds, 0.001))
-    extra = f"; extra: {report.extra} files not in the entry" if report.extra else ""
+    extra = f"; extra: {count(report.extra, 'file')} not in the entry" if report.extra else ""
     kept = f"; {report.unchanged} were right already" if report.unchanged else ""
-    hit = "exact" if report.status == "exact" else f"partial, {printable(report.matched_key)}"
+    hit = "exact hit" if report.status == "exact" else f"partial hit for {key}"
     return (
-        f"restored {key} ({hit}): {report.files} files, {size(report.content_bytes)} in {report.seconds:.1f} s, "
-        f"{rate}/s (commit: {how}){kept}{extra}"
+        f"restored {printable(report.matched_key)} ({hit}): {count(report.files, 'file')}, "
+        f"{size(report.content_bytes)} in {report.seconds:.2f} s, {rate}/s (commit: {how}){kept}{extra}"
     )
 
 
 def _code(report: RestoreReport, *, fail_on_miss: bool, strict: bool) -> int:
     """Return 0, or what --strict and --fail-on-miss ask for."""
-    if strict and report.tried:
-        for line in report.tried:
-            if line["verdict"] in {"damaged", "unsafe", "unsupported", "refused"}:
-                return Refused.exit_code
-            if line["verdict"] == "unreadable":
-                return Unreadable.exit_code
+    if strict:
+        verdicts = {str(line["verdict"]) for line in report.tried}
+        if verdicts & {"damaged", "unsafe", "unsupported", "refused"}:
+            return Refused.exit_code
+        if "unreadable" in verdicts:
+            return Unreadable.exit_code
     if not report.hit and (strict or fail_on_miss):
         return Missed.exit_code
     return 0

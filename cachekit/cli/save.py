@@ -8,10 +8,18 @@ import click
 
 from cachekit.cache.save import SaveRequest
 from cachekit.cache.save import save as save_entry
-from cachekit.cli.options import SIZE, common, json_option, soft_fail, store_option
-from cachekit.cli.outputs import annotate
+from cachekit.cli.options import (
+    common,
+    json_option,
+    parse_bytes,
+    parse_directory,
+    parse_seconds,
+    soft_fail,
+    store_option,
+)
+from cachekit.cli.outputs import warn
 from cachekit.cli.progress import ProgressBar
-from cachekit.cli.render import printable, size, to_json
+from cachekit.cli.render import count, printable, size, to_json
 from cachekit.model import SaveReport
 
 __all__ = ["save"]
@@ -22,7 +30,10 @@ __all__ = ["save"]
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @store_option
 @click.option(
-    "--root", metavar="DIR", help="What relative paths are relative to.  [default: current directory]"
+    "--root",
+    metavar="DIR",
+    type=parse_directory,
+    help="What relative paths are relative to.  [default: current directory]",
 )
 @click.option("--level", type=int, default=3, show_default=True, help="zstd level, -50 (fast) to 22 (small).")
 @click.option(
@@ -34,18 +45,19 @@ __all__ = ["save"]
 )
 @click.option("--force", is_flag=True, help="Replace the entry if the key exists.")
 @click.option(
-    "--wait",
-    "wait_seconds",
-    type=float,
-    is_flag=False,
-    flag_value=600.0,
-    default=0.0,
-    metavar="[SECONDS]",
-    help="Wait for another save of this key instead of leaving it to it.  [600 if no number is given]",
+    "--wait", is_flag=True, help="Wait while another process saves this key, instead of leaving it to it."
+)
+@click.option(
+    "--wait-timeout",
+    type=parse_seconds,
+    default=600.0,
+    show_default="600",
+    metavar="SECONDS",
+    help="How long --wait waits.",
 )
 @click.option("--family", help="Entries expected to resemble this one.  [default: the key up to its last -]")
 @click.option(
-    "--min-free", type=SIZE, default=0, metavar="SIZE", help="Keep so much free in the store besides."
+    "--min-free", type=parse_bytes, default=0, metavar="SIZE", help="Keep so much free in the store besides."
 )
 @click.option(
     "--changed",
@@ -57,16 +69,16 @@ __all__ = ["save"]
 @click.option("--allow-empty", is_flag=True, help="Save a tree without any file.")
 @click.option(
     "--lock-timeout",
-    type=float,
+    type=parse_seconds,
     default=60.0,
-    show_default=True,
+    show_default="60",
     metavar="SECONDS",
     help="How long to wait for a restore of the same target.",
 )
 @soft_fail
 @json_option
 @common
-def save(as_json: bool, **options: Any) -> int:
+def save(as_json: bool, wait: bool, wait_timeout: float, **options: Any) -> int:
     """Save PATHs under a key, whole or not at all.
 
     A PATH may be a file, a directory, a symlink (saved as a link) or a glob; ~ and absolute paths work. An existing
@@ -78,6 +90,7 @@ def save(as_json: bool, **options: Any) -> int:
       cachekit save --key "venv-$HASH" .venv --exclude __pycache__
     """
     options["paths"], options["excludes"] = list(options["paths"]), list(options["excludes"])
+    options["wait_seconds"] = wait_timeout if wait else 0.0
     progress = ProgressBar("saving")
     try:
         report = save_entry(SaveRequest(progress=progress, **options))
@@ -86,8 +99,7 @@ def save(as_json: bool, **options: Any) -> int:
     if as_json:
         click.echo(to_json({**_fields(report), "ratio": round(report.ratio, 3)}))
     for warning in report.warnings:
-        click.echo(f"cachekit: warning: {printable(warning)}", err=True)
-        annotate("warning", warning)
+        warn(warning)
     click.echo(closing_line(report), err=True)
     return 0
 
@@ -99,14 +111,17 @@ def _fields(report: SaveReport) -> dict[str, object]:
 def closing_line(report: SaveReport) -> str:
     """Return what was done in one line."""
     key = printable(report.key)
+    files = count(report.files, "file")
     if report.status == "in-progress":
         return f"{key}: another process is saving this key right now; left to it (--wait waits)"
     if report.status == "exists":
-        return f"{key}: exists already ({report.files} files, {size(report.archive_bytes)}); nothing to do"
-    skipped = "".join(f", {count} {reason}" for reason, count in report.skipped.items())
+        return (
+            f"{key}: exists already ({files}, {size(report.archive_bytes)}); left as it is (--force replaces)"
+        )
     rate = size(report.content_bytes / max(report.seconds, 0.001))
+    ratio = f"{report.ratio:.1f}" if report.ratio >= 1 else f"{report.ratio:.2f}"
+    skipped = ", ".join(f"{number} ({reason})" for reason, number in report.skipped.items())
     return (
-        f"saved {key}: {report.files} files, {size(report.content_bytes)} as {size(report.archive_bytes)} "
-        f"(ratio {report.ratio:.1f}) in {report.seconds:.1f} s, {rate}/s"
-        + (f"; left out:{skipped[1:]}" if skipped else "")
+        f"saved {key}: {files}, {size(report.content_bytes)} as {size(report.archive_bytes)} "
+        f"(ratio {ratio}) in {report.seconds:.2f} s, {rate}/s" + (f"; left out: {skipped}" if skipped else "")
     )

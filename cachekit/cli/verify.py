@@ -8,7 +8,7 @@ from cachekit.cache.verify import DEPTHS, VerifyRequest
 from cachekit.cache.verify import verify as verify_archives
 from cachekit.cli.options import common, json_option, store_option
 from cachekit.cli.progress import ProgressBar
-from cachekit.cli.render import printable, size, to_json
+from cachekit.cli.render import count, details, printable, size, to_json
 from cachekit.errors import InvalidRequest
 from cachekit.model import VerifyReport
 
@@ -34,7 +34,8 @@ _CODES = {"damaged": 4, "unsafe": 4, "unsupported": 4, "unreadable": 9, "missing
 def verify(names: tuple[str, ...], store: str, every: bool, depth: str, as_json: bool) -> int:
     """Check that entries are whole. An archive file is checked without its store. Nothing is changed.
 
-    Exit 0 if all are whole, 4 if one is damaged or unsafe, 9 if one cannot be read, 3 if one is missing.
+    A name that is a key of the store means that entry, else it means a file. Exit 0 if all are whole, 4 if one is
+    damaged or unsafe, 9 if one cannot be read, 3 if one is missing.
 
     \b
     Examples:
@@ -63,27 +64,19 @@ def verify(names: tuple[str, ...], store: str, every: bool, depth: str, as_json:
                 }
             )
         )
-    click.echo(f"{len(reports) - len(bad)} of {len(reports)} whole (depth {depth})", err=True)
+    if reports:
+        click.echo(f"{len(reports) - len(bad)} of {len(reports)} whole (depth {depth})", err=True)
+    else:
+        click.echo("nothing to verify: the store has no entry", err=True)
     codes = {_CODES[report.verdict] for report in bad}
     return next((code for code in (4, 9, 3) if code in codes), 0)
 
 
 def _lines(report: VerifyReport) -> list[str]:
-    name = printable(report.key or report.path)
+    name = printable(report.path if report.key is None else report.key)
     if report.ok:
-        return [
-            f"ok        {name}: {report.files} files, {size(report.content_bytes)}, {report.seconds:.2f} s"
-        ]
-    error = report.error or {}
-    lines = [f"{report.verdict:<9} {name}: {printable(error.get('message', ''))}"]
-    if report.key and report.path:
-        lines.append(f"          file {printable(report.path)}")
-    where = [
-        f"{key} {printable(error[key])}" for key in ("rung", "frame", "offset", "member") if key in error
-    ]
-    if where:
-        lines.append("          at " + ", ".join(where))
-    lines.extend(
-        f"          {key:<8} {printable(error[key])}" for key in ("expected", "found") if key in error
-    )
-    return lines
+        files = count(report.files, "file")
+        return [f"ok        {name}: {files}, {size(report.content_bytes)}, {report.seconds:.2f} s"]
+    facts = {"path": report.path or None, **(report.error or {})}
+    head = f"{report.verdict:<9} {name}: {printable(facts.get('message', ''))}"
+    return [head, *details(facts, " " * 10, but=head)]

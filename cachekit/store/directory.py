@@ -120,9 +120,11 @@ class DirectoryStore:
         """Return the error of cachekit's that an OSError of the store means."""
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             space = self.free()
-            quota = " (a quota)" if error.errno == errno.EDQUOT else ""
+            full = "is full (a quota)" if error.errno == errno.EDQUOT else "is full"
+            if space is not None and space.inodes == 0:
+                full = "has no inodes left: it can hold no more files"
             return NoSpace(
-                f"the store's filesystem is full{quota}: {error.strerror}",
+                f"the store's filesystem {full}: {error.strerror}",
                 path=self.path,
                 have=space.available if space else None,
                 errno=error.errno,
@@ -238,7 +240,8 @@ class DirectoryStore:
             else:
                 yield Saver("unlocked", fd)
         finally:
-            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     @contextlib.contextmanager
     def temporary(self, identity: EntryIdentity) -> Iterator[TempFile]:

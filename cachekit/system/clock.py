@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import time
 
@@ -36,4 +35,4 @@ def machine() -> tuple[str, str, str]:
 
 
 def python_version() -> str:
-    return platform.python_version()
+    return sys.version.split()[0]

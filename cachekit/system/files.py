@@ -8,6 +8,8 @@ import os
 import stat
 from collections.abc import Iterator
 
+from cachekit.system.space import mount_points
+
 __all__ = [
     "exists",
     "fsync_directory",
@@ -16,9 +18,16 @@ __all__ = [
     "opened",
     "pread_exactly",
     "pwrite_all",
+    "reachable",
+    "random_name",
     "remove_tree",
     "replace_file",
 ]
+
+def random_name() -> str:
+    """Return 16 random hex digits: a name that nobody else has or guesses (``secrets`` takes 8 ms to import)."""
+    return os.urandom(8).hex()
+
 
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -41,7 +50,7 @@ def open_directory(path: bytes, *, dir_fd: int | None = None, follow: bool = Fal
             step = os.open(path[:cut] or b"/", flags, dir_fd=fd)
             if fd is not None and fd != dir_fd:
                 os.close(fd)
-            fd, path = step, path[cut + 1 :]
+            fd, path = step, path[cut + 1 :].lstrip(b"/")
         return os.open(path, flags, dir_fd=fd)
     finally:
         if fd is not None and fd != dir_fd:
@@ -56,6 +65,17 @@ def opened(path: bytes, *, dir_fd: int | None = None, follow: bool = False) -> I
         yield fd
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def reachable(path: bytes, dir_fd: int) -> Iterator[tuple[int, bytes]]:
+    """Give a descriptor and a name relative to it that the kernel takes, however long ``path`` is."""
+    if len(path) <= _PIECE:
+        yield dir_fd, path
+        return
+    parent, _, name = path.rpartition(b"/")
+    with opened(parent, dir_fd=dir_fd) as fd:
+        yield fd, name
 
 
 def exists(path: bytes | str, *, dir_fd: int | None = None) -> bool:
@@ -104,17 +124,25 @@ def fsync_directory(fd: int) -> None:
 
 
 def replace_file(name: str, data: bytes, dir_fd: int) -> None:
-    """Write a small file so that its name leads to the old or the new content at every moment, durably."""
-    temporary = f".{name}.{os.getpid()}"
+    """Write a small file so that its name leads to the old or the new content at every moment, durably.
+
+    A kill may leave ``.<name>.new``; one process at a time may replace a name.
+    """
+    temporary = f".{name}.new"
     fd = os.open(
         temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=dir_fd
     )
     try:
-        pwrite_all(fd, data, 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        try:
+            pwrite_all(fd, data, 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=dir_fd)
+        raise
     fsync_directory(dir_fd)
 
 
@@ -133,7 +161,8 @@ def remove_tree(path: bytes, *, dir_fd: int | None = None) -> int:
     """Remove a file or a whole tree, following no link and crossing no mount; return how many names went.
 
     Directories without write permission are opened up first: they are ours, a restored Go module cache has them.
-    Missing names are fine. Raises OSError for what cannot be removed.
+    Missing names are fine. Raises OSError for what cannot be removed, EXDEV before anything is removed if something
+    is mounted in the tree.
     """
     try:
         info = os.lstat(path, dir_fd=dir_fd)
@@ -155,23 +184,39 @@ def _open_for_removal(name: bytes, dir_fd: int | None, info: os.stat_result) -> 
     return open_directory(name, dir_fd=dir_fd)
 
 
+def _refuse_mounts(fd: int) -> None:
+    """Raise EXDEV if the open directory is a mount point or has one below: device numbers do not tell bind mounts."""
+    with contextlib.suppress(FileNotFoundError):  # no /proc: then only other devices are noticed
+        top = os.readlink(f"/proc/self/fd/{fd}".encode())
+        for point in mount_points():
+            if point == top or point.startswith(top + b"/"):
+                raise OSError(errno.EXDEV, "will not remove across a mount point", os.fsdecode(point))
+
+
 def _empty(path: bytes, dir_fd: int | None, info: os.stat_result) -> int:
-    # An explicit stack of (descriptor, names still to visit): recursion would end at Python's limit in deep trees.
+    # One descriptor and an explicit stack, and ".." to come back: a tree may be deeper than Python can recurse, and
+    # than a process may have files open.
     removed = 0
-    stack: list[tuple[int, bytes, list[bytes]]] = []
+    fd = _open_for_removal(path, dir_fd, info)
     try:
-        fd = _open_for_removal(path, dir_fd, info)
-        stack.append((fd, b"", [os.fsencode(name) for name in os.listdir(fd)]))
-        while stack:
-            fd, own_name, names = stack[-1]
+        _refuse_mounts(fd)
+        here = os.fstat(fd)
+        stack: list[tuple[os.stat_result, bytes, list[str]]] = [(here, b"", os.listdir(fd))]
+        while True:
+            here, own_name, names = stack[-1]
             if not names:
                 stack.pop()
+                if not stack:
+                    return removed
+                above = os.open(b"..", DIRECTORY_FLAGS, dir_fd=fd)
                 os.close(fd)
-                if stack:
-                    os.rmdir(own_name, dir_fd=stack[-1][0])
-                    removed += 1
+                fd = above
+                if not os.path.samestat(os.fstat(fd), stack[-1][0]):
+                    raise OSError(errno.EBUSY, "the tree is being moved by somebody else", os.fsdecode(path))
+                os.rmdir(own_name, dir_fd=fd)
+                removed += 1
                 continue
-            name = names.pop()
+            name = os.fsencode(names.pop())
             try:
                 os.unlink(name, dir_fd=fd)
                 removed += 1
@@ -186,8 +231,8 @@ def _empty(path: bytes, dir_fd: int | None, info: os.stat_result) -> int:
                         errno.EXDEV, "will not remove across a mount point", os.fsdecode(name)
                     ) from None
                 child = _open_for_removal(name, fd, below)
-                stack.append((child, name, [os.fsencode(n) for n in os.listdir(child)]))
+                os.close(fd)
+                fd = child
+                stack.append((os.fstat(fd), name, os.listdir(fd)))
     finally:
-        for fd, _, _ in stack:
-            os.close(fd)
-    return removed
+        os.close(fd)

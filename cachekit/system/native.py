@@ -61,15 +61,15 @@ def rename_noreplace(source: bytes, target: bytes, *, source_fd: int, target_fd:
     _rename2(source, target, source_fd, target_fd, _RENAME_NOREPLACE)
 
 
-def preallocate(fd: int, size: int) -> None:
-    """Reserve ``size`` bytes of disk for ``fd`` without changing its length (fallocate, KEEP_SIZE).
+def preallocate(fd: int, size: int, offset: int = 0) -> None:
+    """Reserve ``size`` bytes of disk from ``offset`` on for ``fd`` without changing its length (fallocate, KEEP_SIZE).
 
     Not ``os.posix_fallocate``: that changes the length, and the C library imitates it by writing where the
     filesystem cannot do it.
     """
     import ctypes
 
-    _call("fallocate", fd, _FALLOC_FL_KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size))
+    _call("fallocate", fd, _FALLOC_FL_KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(size))
 
 
 def sync_filesystem(fd: int) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import time
 from typing import Literal, Self
 
 from cachekit.system import process
-from cachekit.system.files import fsync_directory, pwrite_all
+from cachekit.system.files import exists, fsync_directory, pwrite_all
 from cachekit.system.locks import try_lock
 from cachekit.system.native import preallocate
 from cachekit.system.space import flock_excludes
@@ -25,6 +24,9 @@ __all__ = ["TempFile", "sweep"]
 #: Where flock proves nothing (another host may hold it), a file that did not grow for this long is abandoned.
 ABANDONED_SECONDS = 24 * 3600
 _SUFFIX = ".part"
+#: The least that is reserved in one piece.
+_PIECE = 1 << 20
+_CLAIM = ".claim"
 
 
 class TempFile:
@@ -38,7 +40,7 @@ class TempFile:
         self._directory_fd = directory_fd
         self._published = False
         while True:
-            self.name = f"{label}.{secrets.token_hex(8)}.{process.current()}{_SUFFIX}"
+            self.name = f"{label}.{os.urandom(8).hex()}.{process.current()}{_SUFFIX}"
             self.fd = os.open(
                 self.name,
                 os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW,
@@ -47,9 +49,13 @@ class TempFile:
             )
             step("save.temp-created")
             # A sweeper may have locked and removed the file between its creation and our lock: then start anew.
-            if try_lock(self.fd) and os.fstat(self.fd).st_nlink == 1:
-                break
-            os.close(self.fd)
+            try:
+                if try_lock(self.fd) and os.fstat(self.fd).st_nlink == 1:
+                    break
+            except OSError:
+                self.discard()
+                raise
+            self.discard()
         step("save.temp-locked")
 
     def __enter__(self) -> Self:
@@ -63,10 +69,12 @@ class TempFile:
 
         Raises OSError with ENOSPC or EDQUOT if there is not so much.
         """
-        if size <= 0:
-            return True
+        # In pieces: btrfs gives room back by whole extents only, and one call makes one extent. What is cut off at the
+        # end would stay taken for as long as the entry lives.
+        piece = max(_PIECE, size >> 10)
         try:
-            preallocate(self.fd, size)
+            for offset in range(0, size, piece):
+                preallocate(self.fd, min(piece, size - offset), offset)
         except OSError as error:
             if error.errno in {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV}:
                 return False
@@ -121,25 +129,30 @@ class TempFile:
 
     def _claim_and_rename(self, name: str, directory_fd: int) -> bool:
         """Publish where there are no hard links: whoever makes the claim file may rename."""
-        claim = f"{name}.claim{_SUFFIX}"
+        claim = f"{name}{_CLAIM}{_SUFFIX}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            claim_fd = os.open(
-                claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640, dir_fd=self._directory_fd
-            )
+            claim_fd = os.open(claim, flags, 0o640, dir_fd=self._directory_fd)
         except FileExistsError:
-            return False
+            if not _remove_dead_claim(claim, self._directory_fd):
+                return False
+            try:
+                claim_fd = os.open(claim, flags, 0o640, dir_fd=self._directory_fd)
+            except FileExistsError:
+                return False
         try:
             try_lock(claim_fd)
-            try:
-                os.lstat(name, dir_fd=directory_fd)
-            except FileNotFoundError:
-                os.rename(self.name, name, src_dir_fd=self._directory_fd, dst_dir_fd=directory_fd)
-                step("save.linked")
-                return True
-            return False
+            with contextlib.suppress(OSError):  # a full disk: then a dead claim is only known by its age
+                os.pwrite(claim_fd, str(process.current()).encode("ascii"), 0)
+            if exists(name, dir_fd=directory_fd):
+                return False
+            os.rename(self.name, name, src_dir_fd=self._directory_fd, dst_dir_fd=directory_fd)
+            step("save.linked")
+            return True
         finally:
             os.close(claim_fd)
-            os.unlink(claim, dir_fd=self._directory_fd)
+            with contextlib.suppress(FileNotFoundError):  # a sweeper may have seen it before it was locked
+                os.unlink(claim, dir_fd=self._directory_fd)
 
     def discard(self) -> None:
         """Remove the file unless it was published; close it. Idempotent."""
@@ -149,32 +162,42 @@ class TempFile:
             with contextlib.suppress(OSError):
                 os.unlink(self.name, dir_fd=self._directory_fd)
         fd, self.fd = self.fd, -1
-        os.close(fd)
+        with contextlib.suppress(OSError):  # what close can tell was asked for in finish
+            os.close(fd)
 
 
 def sweep(directory_fd: int) -> int:
     """Remove temporary files that nobody writes any more; return how many. Never waits, never raises for one file."""
-    removed = 0
     local = flock_excludes(directory_fd)
-    for name in os.listdir(directory_fd):
-        if not name.endswith(_SUFFIX):
-            continue
+    return sum(
+        _remove_if_dead(name, directory_fd, local=local)
+        for name in os.listdir(directory_fd)
+        if name.endswith(_SUFFIX)
+    )
+
+
+def _remove_if_dead(name: str, directory_fd: int, *, local: bool) -> bool:
+    with contextlib.suppress(OSError):
+        fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory_fd)
         try:
-            fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory_fd)
-        except OSError:
-            continue
-        try:
-            if try_lock(fd) and (local or _abandoned(name, os.fstat(fd))):
-                with contextlib.suppress(OSError):
-                    os.unlink(name, dir_fd=directory_fd)
-                    removed += 1
+            if try_lock(fd) and (local or _abandoned(name, fd)):
+                os.unlink(name, dir_fd=directory_fd)
+                return True
         finally:
             os.close(fd)
-    return removed
+    return False
 
 
-def _abandoned(name: str, info: os.stat_result) -> bool:
-    identity = process.parse(".".join(name.removesuffix(_SUFFIX).split(".")[-4:]))
+def _remove_dead_claim(name: str, directory_fd: int) -> bool:
+    """Remove the claim of a process that was killed between claiming and renaming; False if it may be alive."""
+    return _remove_if_dead(name, directory_fd, local=flock_excludes(directory_fd))
+
+
+def _abandoned(name: str, fd: int) -> bool:
+    owner = name.removesuffix(_SUFFIX)
+    if owner.endswith(_CLAIM):  # has one name for everybody: who made it stands in it
+        owner = os.pread(fd, 200, 0).decode("ascii", "replace")
+    identity = process.parse(".".join(owner.split(".")[-4:]))
     if identity is not None and identity.proven_dead():
         return True
-    return time.time() - info.st_mtime > ABANDONED_SECONDS
+    return time.time() - os.fstat(fd).st_mtime > ABANDONED_SECONDS

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
-__all__ = ["FreeSpace", "filesystem_type", "flock_excludes", "free_space"]
+__all__ = ["FreeSpace", "filesystem_type", "flock_excludes", "free_space", "mount_points"]
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 #: Filesystems of one host, on which flock excludes every process that can see the file.
 _LOCAL_TYPES = frozenset(
@@ -50,6 +53,15 @@ def filesystem_type(fd_or_path: int | str | bytes) -> str:
     except (OSError, ValueError, IndexError):
         pass
     return "unknown"
+
+
+def mount_points() -> set[bytes]:
+    """Return the paths at which something is mounted, bind mounts included. Linux only: elsewhere none is known."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            return {_OCTAL.sub(lambda m: bytes([int(m[1], 8)]), line.split(b" ")[4]) for line in file}
+    except OSError:
+        return set()
 
 
 def flock_excludes(fd_or_path: int | str | bytes) -> bool:

@@ -13,7 +13,6 @@ import contextlib
 import gc
 import marshal
 import os
-import pickle
 import selectors
 import signal
 import socket
@@ -28,6 +27,7 @@ __all__ = ["Handler", "InlinePool", "Pool", "WorkerDied", "open_pool", "pack_mes
 
 _LENGTH = struct.Struct("<IB")
 _REPLY, _ERROR = 0, 1
+_STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class Handler(Protocol):
@@ -127,19 +127,32 @@ class ForkPool:
         self._selector = selectors.DefaultSelector()
         # Objects that exist now are never collected in a child, so their pages stay shared with the parent.
         gc.freeze()
-        for number in range(count):
-            ours, theirs = socket.socketpair()
-            pid = os.fork()
-            if pid == 0:
-                ours.close()
-                for peer in self._peers:
-                    peer.channel.close()
-                _serve(make_handler, theirs)
-            theirs.close()
-            ours.setblocking(False)
-            peer = _Peer(pid, ours)
-            self._peers.append(peer)
-            self._selector.register(ours, selectors.EVENT_READ, number)
+        # A signal to the whole process group must not find a child that would still clean up as its parent does.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        try:
+            for number in range(count):
+                ours, theirs = socket.socketpair()
+                try:
+                    pid = os.fork()
+                except OSError:
+                    ours.close()
+                    theirs.close()
+                    raise
+                if pid == 0:
+                    ours.close()
+                    for peer in self._peers:
+                        peer.channel.close()
+                    _serve(make_handler, theirs, mask)
+                theirs.close()
+                ours.setblocking(False)
+                peer = _Peer(pid, ours)
+                self._peers.append(peer)
+                self._selector.register(ours, selectors.EVENT_READ, number)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def send(self, worker: int, message: Any) -> None:
         self.send_packed(worker, marshal.dumps(message))
@@ -197,6 +210,8 @@ class ForkPool:
             body = bytes(buffer[_LENGTH.size : _LENGTH.size + length])
             del buffer[: _LENGTH.size + length]
             if kind == _ERROR:
+                import pickle
+
                 raise pickle.loads(body)  # noqa: S301 - from our own child, over a private socket pair
             yield marshal.loads(body)  # noqa: S302 - as above
 
@@ -225,13 +240,17 @@ class ForkPool:
         gc.unfreeze()
 
 
-def _serve(make_handler: Callable[[], Handler], channel: socket.socket) -> None:
-    """The worker's life; never returns."""
+def _serve(
+    make_handler: Callable[[], Handler], channel: socket.socket, mask: set[signal.Signals | int]
+) -> None:
+    """The worker's life; never returns. ``mask``: the signals that are blocked only for the fork are not in it."""
     code = 1
     try:
         # Control-C reaches the whole process group: the parent decides, and ends the workers by closing the pipe.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         gc.disable()
         handler = make_handler()
         stream = channel.makefile("rb", buffering=1 << 16)
@@ -246,11 +265,15 @@ def _serve(make_handler: Callable[[], Handler], channel: socket.socket) -> None:
         code = 0
     except (CachekitError, OSError, MemoryError) as error:
         with contextlib.suppress(OSError):
+            import pickle
+
             data = pickle.dumps(error)
             channel.sendall(_LENGTH.pack(len(data), _ERROR) + data)
             channel.shutdown(socket.SHUT_WR)
     except BaseException as error:  # noqa: BLE001 - the parent must learn of it, whatever it is
         with contextlib.suppress(Exception):
+            import pickle
+
             data = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
             channel.sendall(_LENGTH.pack(len(data), _ERROR) + data)
     finally:

@@ -18,7 +18,7 @@ from cachekit.system.files import make_private_directory, replace_file
 from cachekit.system.locks import hold
 from cachekit.system.state import state_directory
 
-__all__ = ["FACTS_NAME", "JOURNAL_NAME", "STAGING_PREFIX", "Journal", "pointers", "target_lock"]
+__all__ = ["FACTS_NAME", "JOURNAL_NAME", "STAGING_PREFIX", "Journal", "pointers", "real_place", "target_lock"]
 
 JOURNAL_NAME = "journal.json"
 FACTS_NAME = "directories.json"
@@ -42,6 +42,9 @@ class Journal:
     new: list[int] = field(default_factory=list)
     #: What was being restored: archive path, key, identity, target, root.
     entry: dict[str, str] = field(default_factory=dict)
+    #: Staging inside the target changes its mtime: what it was before.
+    mtime_ns: int | None = None
+    same_owner: bool = False
 
     @property
     def began(self) -> bool:
@@ -86,9 +89,18 @@ class Journal:
         return f"{_digest(self.target)}-{os.fsdecode(os.path.basename(self.staging))[-8:]}.json"
 
     def forget(self) -> None:
-        """Remove the copy in the state directory."""
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(state_directory(), "targets", self.pointer_name))
+        """Remove the copy in the state directory, and what a kill left of writing it."""
+        for name in (self.pointer_name, f".{self.pointer_name}.new"):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(state_directory(), "targets", name))
+
+
+def real_place(target: bytes) -> bytes:
+    """Resolve links in the target's parent, never the target itself: one name for whatever leads to it."""
+    if target == b"/":
+        return target
+    parent, name = os.path.split(target)
+    return os.path.join(os.path.realpath(parent), name)
 
 
 def _digest(path: bytes) -> str:
@@ -119,14 +131,13 @@ def target_lock(target: bytes, *, shared: bool, timeout: float) -> Iterator[None
 
     Where the state directory cannot be written nothing is locked: the journal still protects the tree.
     """
+    target = real_place(target)
     directory = os.path.join(state_directory(), "locks")
-    try:
-        os.makedirs(os.path.dirname(directory), mode=0o700, exist_ok=True)
-        make_private_directory(directory)
-    except OSError:
-        yield
-        return
     path = os.path.join(directory, f"{_digest(target)}.lock")
     name = target.decode("utf-8", "backslashreplace")
-    with hold(path, shared=shared, timeout=timeout, what=f"the target {name}"):
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(directory), mode=0o700, exist_ok=True)
+            make_private_directory(directory)
+            stack.enter_context(hold(path, shared=shared, timeout=timeout, what=f"the target {name}"))
         yield

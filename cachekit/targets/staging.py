@@ -7,24 +7,42 @@ import errno
 import json
 import os
 import re
-import secrets
 import stat
 from collections.abc import Sequence
 from typing import Any
 
 from cachekit.errors import NameConflict, NoSpace, TargetNotWritable
-from cachekit.system.files import exists, fsync_directory, open_directory, remove_tree, replace_file
+from cachekit.system.files import (
+    exists,
+    fsync_directory,
+    open_directory,
+    opened,
+    random_name,
+    remove_tree,
+    replace_file,
+)
 from cachekit.system.locks import try_lock
+from cachekit.system.space import free_space, mount_points
 from cachekit.system.steps import step
-from cachekit.targets.journal import FACTS_NAME, JOURNAL_NAME, STAGING_PREFIX, Journal
+from cachekit.targets.journal import FACTS_NAME, JOURNAL_NAME, STAGING_PREFIX, Journal, real_place
 
-__all__ = ["OLD", "STAGED", "Staging", "is_mount_point", "left_behind", "make_staging", "open_staging"]
+__all__ = [
+    "OLD",
+    "STAGED",
+    "Staging",
+    "is_mount_point",
+    "left_behind",
+    "make_staging",
+    "open_staging",
+    "set_directory",
+    "sync_parent",
+]
 
 STAGED = b"new"
 OLD = b"old"
 _PRIVATE = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_OCTAL = re.compile(rb"\\([0-7]{3})")
+_NAME = re.compile(re.escape(STAGING_PREFIX) + rb"[0-9a-f]{16}")
 
 
 class Staging:
@@ -39,6 +57,8 @@ class Staging:
         self.parent_fd = parent_fd
         self.journal = journal
         self.name = os.path.basename(journal.target)
+        #: Whether a commit has moved anything; only of interest while it runs.
+        self.touched = False
         self._made = list(made)
 
     def write_facts(self, facts: Sequence[Sequence[Any]]) -> None:
@@ -57,33 +77,45 @@ class Staging:
 
     def remove(self) -> None:
         """Remove the staging directory with all that is in it, the journal last, and forget the pointer."""
-        for name in os.listdir(self.fd):
-            if name != JOURNAL_NAME:
+        last = (FACTS_NAME, JOURNAL_NAME)
+        root = self._root_at_end() if self.journal.inside else None
+        # By a new descriptor: on btrfs one shows only the names that were there when it was opened.
+        with opened(b".", dir_fd=self.fd) as fresh:
+            names = os.listdir(fresh)
+        for name in names:
+            if name not in last:
                 remove_tree(os.fsencode(name), dir_fd=self.fd)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(JOURNAL_NAME, dir_fd=self.fd)
+        for name in last:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self.fd)
         # By path: its parent is the target itself or the target's parent, and either may have been renamed.
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(self.journal.staging)
+        if root is not None:
+            with contextlib.suppress(FileNotFoundError), opened(self.journal.target) as fd:
+                set_directory(fd, *root, same_owner=self.journal.same_owner)
         self.journal.forget()
         step("restore.cleaned")
 
+    def _root_at_end(self) -> tuple[int, int, int, int]:
+        """Return what the target's own directory shall be once staging is no longer inside it."""
+        info = os.stat(self.journal.target)
+        if self.journal.phase == "cleaning":
+            for path, *facts in self.read_facts():
+                if not path:
+                    mode, mtime_ns, uid, gid = facts
+                    return mode, mtime_ns, uid, gid
+        untouched = self.journal.phase == "staging" and self.journal.mtime_ns is not None
+        mtime = self.journal.mtime_ns if untouched else info.st_mtime_ns
+        assert mtime is not None
+        return stat.S_IMODE(info.st_mode), mtime, info.st_uid, info.st_gid
+
     def abandon(self) -> None:
         """Remove staging after a failure, and the parent directories that were made for the target."""
-        times = None
-        if self.journal.inside:
-            with contextlib.suppress(OSError):
-                info = os.stat(self.journal.target)
-                times = info.st_atime_ns, info.st_mtime_ns
         self.remove()
-        if times is not None and self._mtime_ns is not None:
-            with contextlib.suppress(OSError):
-                os.utime(self.journal.target, ns=(times[0], self._mtime_ns))
         for path in reversed(self._made):
             with contextlib.suppress(OSError):
                 os.rmdir(path)
-
-    _mtime_ns: int | None = None
 
     def close(self) -> None:
         """Close the descriptors, which also ends the lock."""
@@ -91,16 +123,26 @@ class Staging:
             os.close(fd)
 
 
+def set_directory(fd: int, mode: int, mtime_ns: int, uid: int, gid: int, *, same_owner: bool) -> None:
+    """Give an open directory its owner (if asked), mode and time, whichever of them differs."""
+    info = os.fstat(fd)
+    if same_owner and (info.st_uid, info.st_gid) != (uid, gid):
+        os.fchown(fd, uid, gid)
+        info = os.fstat(fd)
+    if stat.S_IMODE(info.st_mode) != mode:
+        os.fchmod(fd, mode)
+    if info.st_mtime_ns != mtime_ns:
+        os.utime(fd, ns=(info.st_atime_ns, mtime_ns))
+
+
 def is_mount_point(path: bytes) -> bool:
     """Return True if something is mounted at ``path``, a bind mount included. Links must be resolved."""
     try:
         if os.lstat(path).st_dev != os.lstat(os.path.dirname(path) or b"/").st_dev:
             return True
-        with open("/proc/self/mountinfo", "rb") as file:
-            points = {_OCTAL.sub(lambda m: bytes([int(m[1], 8)]), line.split(b" ")[4]) for line in file}
     except OSError:
         return False
-    return path in points
+    return path in mount_points()
 
 
 def make_staging(target: bytes, mode: str, entry: dict[str, str]) -> Staging:
@@ -109,37 +151,22 @@ def make_staging(target: bytes, mode: str, entry: dict[str, str]) -> Staging:
     Inside, when the target is a mount point or its parent cannot be written. Parents of the target that are missing
     are made, and removed again by ``abandon``. Raises TargetNotWritable, NoSpace.
     """
-    parent = os.path.dirname(target)
-    made = _make_parents(parent, target)
+    made = _make_parents(os.path.dirname(target), target)
     try:
-        parent = os.path.realpath(parent)
-        target = os.path.join(parent, os.path.basename(target))
+        target = real_place(target)
         info = os.lstat(target) if exists(target) else None
-        directory = info is not None and stat.S_ISDIR(info.st_mode)
-        name = STAGING_PREFIX + secrets.token_hex(8).encode()
-        inside = directory and (target == b"/" or is_mount_point(target))
-        if not inside:
-            try:
-                os.mkdir(os.path.join(parent, name), 0o700)
-            except OSError as error:
-                if error.errno not in _PRIVATE or not directory:
-                    raise
-                inside = True
-        if inside:
-            os.mkdir(os.path.join(target, name), 0o700)
+        path, inside = _make_directory(target, info)
+        step("restore.staging-created")
+        journal = Journal(target=target, staging=path, mode=mode, inside=inside, entry=entry)
+        if info is not None:
+            journal.mtime_ns = info.st_mtime_ns
+        staging = _open_made(journal, info)
     except OSError as error:
-        for path in reversed(made):
+        for one in reversed(made):
             with contextlib.suppress(OSError):
-                os.rmdir(path)
+                os.rmdir(one)
         raise _refusal(error, target) from None
-    step("restore.staging-created")
-    path = os.path.join(target if inside else parent, name)
-    journal = Journal(target=target, staging=path, mode=mode, inside=inside, entry=entry)
-    staging = open_staging(journal)
-    assert staging is not None  # nobody else knows the name
     staging._made = made  # noqa: SLF001 - the factory of the class
-    if info is not None:
-        staging._mtime_ns = info.st_mtime_ns  # noqa: SLF001
     try:
         journal.write(staging.fd)
     except OSError as error:
@@ -151,10 +178,54 @@ def make_staging(target: bytes, mode: str, entry: dict[str, str]) -> Staging:
     return staging
 
 
+def _make_directory(target: bytes, info: os.stat_result | None) -> tuple[bytes, bool]:
+    """Make the directory; return its path and whether it is inside the target."""
+    name = STAGING_PREFIX + random_name().encode()
+    directory = info is not None and stat.S_ISDIR(info.st_mode)
+    inside = directory and (target == b"/" or is_mount_point(target))
+    if not inside:
+        path = os.path.join(os.path.dirname(target), name)
+        try:
+            os.mkdir(path, 0o700)
+        except OSError as error:
+            if error.errno not in _PRIVATE or not directory:
+                raise
+        else:
+            return path, False
+    path = os.path.join(target, name)
+    os.mkdir(path, 0o700)
+    return path, True
+
+
+def _open_made(journal: Journal, info: os.stat_result | None) -> Staging:
+    """Open and lock the directory just made; another one if somebody took it for an abandoned one meanwhile.
+
+    Between its making and its lock a new staging directory looks like one whose maker was killed at once.
+    """
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            staging = open_staging(journal)
+            if staging is not None:
+                if exists(journal.staging):
+                    return staging
+                staging.close()
+        if not exists(os.path.dirname(journal.staging)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if not exists(journal.staging):
+            journal.staging, journal.inside = _make_directory(journal.target, info)
+
+
 def _refusal(error: OSError, target: bytes) -> Exception:
     if error.errno in _FULL:
+        place = os.path.dirname(target)
+        while not os.path.isdir(place):
+            place = os.path.dirname(place)
+        full = "there is no room beside the target for even an empty directory"
+        with contextlib.suppress(OSError):
+            if free_space(place).inodes == 0:
+                full = "the target's filesystem has no inodes left: it can hold no more files"
         return NoSpace(
-            f"there is no room beside the target for even an empty directory: {error.strerror}",
+            f"{full}: {error.strerror}",
             path=target,
             errno=error.errno,
         )
@@ -209,16 +280,14 @@ def open_staging(journal: Journal) -> Staging | None:
 def left_behind(target: bytes) -> list[Journal]:
     """Return the journals of staging directories beside and inside ``target``: what a killed restore left.
 
+    They are known by where they lie, not by the path in them: the tree may have been moved, or be mounted elsewhere.
     A staging directory without a journal was made and killed before anything happened: it is removed here.
     """
     found = []
-    parent = os.path.realpath(os.path.dirname(target))
-    target = os.path.join(parent, os.path.basename(target))
-    for directory in (parent, target):
+    target = real_place(target)
+    for directory, inside in ((os.path.dirname(target), False), (target, True)):
         try:
-            names = [
-                name for name in os.listdir(directory) if re.fullmatch(rb"\.cachekit-[0-9a-f]{16}", name)
-            ]
+            names = [name for name in os.listdir(directory) if _NAME.fullmatch(name)]
         except OSError:
             continue
         for name in names:
@@ -231,8 +300,12 @@ def left_behind(target: bytes) -> list[Journal]:
                 continue
             except OSError:
                 continue
-            if journal is not None and journal.target == target:
-                journal.staging = path
+            if (
+                journal is not None
+                and journal.inside == inside
+                and (inside or os.path.basename(journal.target) == os.path.basename(target))
+            ):
+                journal.staging, journal.target = path, target
                 found.append(journal)
     return found
 

@@ -1,1 +1,1 @@
-"""What the tests stand on: trees, file systems, faults, processes. Nothing here imports cachekit."""
+"""What the tests stand on: trees, file systems, faults, processes. Only archives.py and surgery.py know cachekit."""

@@ -1,0 +1,256 @@
+"""Entries that would write elsewhere than asked, and what they can make a log or a later step believe."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cachekit.errors import Damaged
+from cachekit.model import Target
+from tests.support.archives import (
+    KEY,
+    Member,
+    directory,
+    entry_of,
+    file_entry,
+    quarantined,
+    restore_tree,
+    save_tree,
+    sealed_json,
+    symlink,
+)
+from tests.support.cli import Cli
+from tests.support.processes import Result
+from tests.support.refusals import HONEST, TREE, refuse
+from tests.support.snapshots import unchanged
+from tests.support.trees import make_tree
+
+
+@pytest.mark.parametrize(
+    "target", [b"..", b"tree/../..", b"/etc", b"", b"./tree", b"tree//x", b"tree/", b"a\0b"]
+)
+def test_a_target_that_leads_out_of_its_root(place: Path, target: bytes) -> None:
+    """A target with `..`, an absolute one or one with an empty part is refused."""
+    refuse(place, entry_of([directory(b"tree"), HONEST], [target]).seal(), "target's name")
+
+
+def test_nested_targets(place: Path) -> None:
+    """A target inside another, which two restores would write at once, is refused."""
+    members = [TREE, HONEST, directory(b"tree/sub")]
+    for targets in ([b"tree", b"tree/sub"], [b"tree", b"tree"], [b".", b"tree"]):
+        refuse(place, entry_of(members, targets).seal(), "inside another")
+
+
+def test_a_target_in_the_place_of_another_root(place: Path) -> None:
+    """A target of the root named as the other roots' members are is refused."""
+    members = [directory(b".cachekit-home/x"), Member(b".cachekit-home/x/file")]
+    for name in (b".cachekit-home/x", b".cachekit-abs"):
+        refuse(place, entry_of(members, [name]).seal(), "reserved")
+
+
+def test_a_member_in_the_place_of_another_root(place: Path) -> None:
+    """An entry of the whole root cannot bring members for the home directory."""
+    members = [directory(b".cachekit-home"), Member(b".cachekit-home/.bashrc", content=b"evil")]
+    refuse(place, entry_of(members, [b"."]).seal(), "reserved")
+
+
+@pytest.mark.parametrize(
+    "name", [b"other", b"tree2/file", b"tre", b".cachekit-home/.bashrc", b".cachekit-abs/x"]
+)
+def test_a_member_outside_all_targets(place: Path, name: bytes) -> None:
+    """A member that no target covers is refused."""
+    refuse(place, entry_of([TREE, HONEST, Member(name, content=b"evil")]).seal(), "outside the targets")
+
+
+def test_a_target_without_a_member(place: Path) -> None:
+    """A target that is promised and not there is refused."""
+    refuse(place, entry_of([TREE, HONEST], [b"tree", b"two"]).seal(), "a target has no member", Damaged)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_entry_that_brings_a_bashrc(cli: Cli, beside: bool) -> None:
+    """A target in the home directory is written only if it is named or all are asked for; else exit 8 lists it."""
+    store, bashrc = cli.cwd / "store", cli.home / ".bashrc"
+    members = [Member(b".cachekit-home/.bashrc", content=b"evil")]
+    targets = [Target("home", b".bashrc")]
+    if beside:
+        members, targets = [TREE, HONEST, *members], [Target("root", b"tree"), *targets]
+    path = file_entry(store, entry_of(members, targets).seal())
+    command = ["restore", "--key", KEY, "--store", store]
+    for arguments in ([], ["tree"], ["--replace"], ["--in-place"]):
+        result = cli(*command, *arguments).expect(8)
+        assert "~/.bashrc" in result.stderr or arguments == ["tree"]
+        assert not bashrc.exists()
+        assert not (cli.cwd / "tree").exists()
+    assert path.exists()
+    cli(*command, *(["tree"] if beside else []), "~/.bashrc").expect(0)
+    assert bashrc.read_bytes() == b"evil"
+    bashrc.unlink()
+    cli(*command, "--all-targets").expect(0)
+    assert bashrc.read_bytes() == b"evil"
+
+
+def test_an_entry_that_brings_a_file_of_etc(cli: Cli) -> None:
+    """An absolute target is written only if it is named or all are asked for; else exit 8 lists it."""
+    store, etc = cli.cwd / "store", cli.cwd.parent / f"{cli.cwd.name}-etc"
+    victim = bytes(etc / "x")
+    members = [TREE, HONEST, Member(b".cachekit-abs" + victim, content=b"evil")]
+    file_entry(store, entry_of(members, [Target("root", b"tree"), Target("abs", victim[1:])]).seal())
+    command = ["restore", "--key", KEY, "--store", store]
+    for arguments in ([], ["tree"]):
+        assert str(etc / "x") in cli(*command, *arguments).expect(8).stderr
+        assert not etc.exists()
+    cli(*command, "tree", etc / "x").expect(0)
+    assert (etc / "x").read_bytes() == b"evil"
+
+
+@pytest.mark.parametrize("mode", ["--merge", "--replace", "--in-place"])
+def test_an_entry_saved_from_the_root_over_a_checkout_with_git(cli: Cli, mode: str) -> None:
+    """An entry of `.` is merged into a checkout, never put in its place: .git and the rest stay."""
+    store, checkout = cli.cwd / "store", cli.cwd / "checkout"
+    save_tree(store, make_tree(cli.cwd / "tree", {"built": "new", "sub": {"more": "new"}}))
+    git = {"HEAD": "ref: refs/heads/main", "objects": {"pack": {"p": b"x"}}}
+    make_tree(checkout, {".git": git, "README": "mine", "built": "old", "sub": {"mine": "mine"}})
+    with unchanged(checkout / ".git", checkout / "README", checkout / "sub" / "mine"):
+        cli("restore", "--key", KEY, "--store", store, mode, cwd=checkout).expect(0)
+    assert (checkout / "built").read_text() == (checkout / "sub" / "more").read_text() == "new"
+    assert not [name for name in os.listdir(checkout) if name.startswith(".cachekit")]
+
+
+def test_two_targets_in_one_place(cli: Cli) -> None:
+    """Targets of two roots of which one lies inside the other on this machine are refused: one would undo the other."""
+    store = cli.cwd / "store"
+    members = [directory(b"work/tree"), Member(b"work/tree/a", content=b"a")]
+    members += [directory(b".cachekit-home/work"), Member(b".cachekit-home/work/b", content=b"b")]
+    targets = [Target("root", b"work/tree"), Target("home", b"work")]
+    file_entry(store, entry_of(members, targets).seal())
+    cli.home.mkdir(exist_ok=True)
+    (cli.home / "work").mkdir()
+    result = cli(
+        "restore",
+        "--key",
+        KEY,
+        "--store",
+        store,
+        "--all-targets",
+        "--replace",
+        "--lock-timeout",
+        "3",
+        cwd=cli.home,
+    )
+    result.expect(8)
+    assert os.listdir(cli.home / "work") == []
+
+
+MASK, OUTPUT = b"\n::add-mask::x", b"\ncache-hit=true\n"
+
+
+def commands_in(result: Result) -> list[bytes]:
+    """Every line of output that a runner would take for an order; the older forms count anywhere in a line."""
+    lines = (result.out + b"\n" + result.err).replace(b"\r", b"\n").split(b"\n")
+    return [
+        line
+        for line in lines
+        if line.lstrip().startswith((b"::", b"cache-hit=")) or b"##[" in line or b"##vso[" in line
+    ]
+
+
+def outputs(file: Path) -> dict[str, str]:
+    """Read GitHub's output file as the runner does; nothing may be between the outputs."""
+    found, lines = {}, file.read_text().splitlines()
+    while lines:
+        name, delimiter = lines.pop(0).split("<<")
+        value = []
+        while (line := lines.pop(0)) != delimiter:
+            value.append(line)
+        assert name not in found
+        found[name] = "\n".join(value)
+    return found
+
+
+NAMES = [
+    MASK,
+    OUTPUT,
+    b"\r::error::x",
+    b"::add-mask::x",
+    b"\x1b[2J",
+    b"\xff\n::x::",
+    b"a##[add-mask]x##vso[task.x]y",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_give_orders_to_the_runner(cli: Cli, name: bytes) -> None:
+    """Names of targets, members and hosts with workflow commands or outputs in them inject nothing anywhere."""
+    store, output = cli.cwd / "store", cli.cwd / "output"
+    github = {"GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": str(output)}
+    members = [directory(name), Member(name + b"/" + name, content=b"x"), symlink(name + b"/l", name)]
+    lying = [directory(name), Member(name + b"/" + name, content=b"x", digest=bytes(16))]
+    foreign = [Member(b".cachekit-home/" + name, content=b"x")]
+    duplicate = [directory(name), directory(name)]
+    for number, entry in enumerate(
+        (
+            entry_of(members, [name]),
+            entry_of(foreign, [Target("home", name)]),
+            entry_of(lying, [name]),
+            entry_of(duplicate, [name]),
+        )
+    ):
+        entry.facts.host = entry.facts.family = os.fsdecode(name)
+        path = file_entry(store, entry.seal())
+        results = [
+            cli("ls", "--store", store, env=github),
+            cli("show", path, "--files", env=github),
+            cli("show", path, "--manifest", env=github),
+            cli("verify", path, env=github),
+            cli("restore", "--key", KEY, "--store", store, env=github),
+        ]
+        for result in results:
+            assert "Traceback" not in result.stderr
+            assert b"\x1b" not in result.out + result.err
+            orders = commands_in(result)
+            assert all(line.startswith((b"::warning title=", b"::error title=")) for line in orders), orders
+        assert results[-1].code == (8 if number == 1 else 0)
+        if number != 1:
+            assert outputs(output)["cache-hit"] == ("true" if number == 0 else "false")
+            output.unlink()
+
+
+def newer(**told: object) -> bytes:
+    return entry_of([TREE, HONEST]).seal(told=told)
+
+
+def signed() -> bytes:
+    """An entry whose seal has an authentication part."""
+    data = newer()
+    entry = entry_of([TREE, HONEST])
+    entry.seal()
+    honest = sealed_json(entry.facts.as_json())
+    assert honest in data
+    return data.replace(honest, sealed_json(entry.facts.as_json(), auth=b"signature" * 9))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        newer(features=["sparse", "teleport"]),
+        newer(format=2),
+        newer(format="1"),
+        newer(format=None),
+        signed(),
+    ],
+    ids=["feature", "format", "text", "none", "signed"],
+)
+def test_an_entry_from_the_future(place: Path, cli: Cli, data: bytes) -> None:
+    """An unknown feature, a newer format or a signature is unsupported: not restored, but left for who knows it."""
+    path = file_entry(cli.cwd / "store", data)
+    with unchanged(place):
+        report = restore_tree(cli.cwd / "store", place / "root")
+    assert (report.status, report.quarantined) == ("unsupported", [])
+    assert path.exists()
+    assert not quarantined(cli.cwd / "store")
+    assert "unsupported" in cli("verify", path).expect(4).stdout
+    cli("restore", "--key", KEY, "--store", cli.cwd / "store", cwd=place).expect(0)
+    assert path.exists()

@@ -1,0 +1,471 @@
+"""Disks that answer with errors, or lie: nothing half is published or restored, and every failure is a sentence."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from tests.faults.scenes import (
+    KIB,
+    MIB,
+    assert_clean,
+    entries,
+    error_of,
+    leftovers,
+    part_of_store,
+    polled,
+    quarantine,
+    random_files,
+    same_entries,
+    saved,
+    tree_at,
+)
+from tests.support import filesystems
+from tests.support.capabilities import requires
+from tests.support.cli import Cli
+from tests.support.faults import Operation
+from tests.support.filesystems import Xfs
+from tests.support.flaky import Flaky, flaky
+from tests.support.processes import wait_until
+from tests.support.snapshots import assert_same_tree, unchanged
+
+SMALL = random_files(6, 30 * KIB) | {"sub": {"text": b"text\n" * 99}}
+LARGE = random_files(40, MIB)
+
+
+def mounted_again(disk: Xfs) -> None:
+    """Unmount a filesystem that was shut down, and mount it anew, as after a reboot."""
+    filesystems.unmount(disk.path)
+    image = disk.path.parent / "image"
+    subprocess.run(["mount", "-o", "loop", image, disk.path], check=True, capture_output=True)
+
+
+@requires("xfs")
+def test_a_store_that_shuts_down_during_a_save(tmp_path: Path, cli: Cli) -> None:
+    """When the store's disk is gone in the middle of a save: exit 9; afterwards the store is as it was."""
+    tree_at(tmp_path, SMALL, "small")
+    tree_at(tmp_path, LARGE)
+    with filesystems.xfs() as disk:
+        store = disk.path / "store"
+        cli("save", "--store", store, "--key", "old-1", "small").expect(0)
+        subprocess.run(["sync", "-f", disk.path], check=True)
+        with cli.start("save", "--store", store, "--key", "new-1", "tree") as running:
+            polled(lambda: bool(leftovers(store)), "a save has begun", lambda: running.alive)
+            disk.shutdown()
+            result = running.wait().expect(9)
+        assert "the store" in result.stderr
+        cli("save", "--store", store, "--key", "new-2", "small").expect(9)
+        cli("restore", "--store", store, "--key", "old-1", "--root", tmp_path / "out", "--strict").expect(9)
+        mounted_again(disk)
+        cli("verify", "--store", store, "--all").expect(0)
+        cli("save", "--store", store, "--key", "new-1", "tree").expect(0)
+        assert_clean(store, 2)
+
+
+@requires("xfs", "fuse")
+def test_a_target_that_shuts_down_during_a_restore(tmp_path: Path, cli: Cli) -> None:
+    """When the target's disk is gone in the middle of a restore: exit 8; afterwards the old tree is there."""
+    new = tree_at(tmp_path, LARGE)
+    with flaky(tmp_path / "backing") as slow, filesystems.xfs() as disk:
+        saved(slow.backing / "store", tmp_path, "k-1")
+        old = tree_at(disk.path, SMALL)
+        subprocess.run(["sync", "-f", disk.path], check=True)
+        command = ("restore", "--store", slow.mount / "store", "--key", "k-1", "--root", disk.path)
+        with unchanged(old):
+            slow.set_fault("read", delay=0.02)
+            with cli.start(*command) as running:
+                polled(
+                    lambda: any(disk.path.glob(".cachekit-*/new/*")), "the first file", lambda: running.alive
+                )
+                disk.shutdown()
+                result = running.wait().expect(8)
+            assert "cannot write the target" in result.stderr
+            slow.clear()
+            cli(*command).expect(8)
+            mounted_again(disk)
+        cli(*command, "--replace").expect(0)
+        assert_same_tree(new, old)
+        assert not list(disk.path.glob(".cachekit-*"))
+
+
+@requires("xfs")
+def test_a_store_that_is_gone_is_unreadable_not_damaged(tmp_path: Path, cli: Cli) -> None:
+    """A restore from a store whose disk fails uses nothing, exits 0 with its status, and sets nothing aside."""
+    tree = tree_at(tmp_path, SMALL)
+    with filesystems.xfs() as disk:
+        store = disk.path / "store"
+        cli("save", "--store", store, "--key", "k-1", "tree").expect(0)
+        subprocess.run(["sync", "-f", disk.path], check=True)
+        disk.shutdown()
+        command = ("restore", "--store", store, "--key", "k-1")
+        with unchanged(tree):
+            report = cli(*command, "--json").expect(0).json()
+            assert report["status"] == "unreadable"
+            assert not report["quarantined"]
+            cli(*command, "--strict").expect(9)
+            cli("verify", "--store", store, "--all").expect(4, 9)
+        mounted_again(disk)
+        assert not quarantine(store)
+        cli(*command, "--root", tmp_path / "out").expect(0)
+        assert_same_tree(tree, tmp_path / "out" / "tree")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Flaky]:
+    """A flaky mount; what it shows lies in ``backing``."""
+    with flaky(tmp_path / "backing") as mounted:
+        yield mounted
+
+
+def is_clean(disk: Flaky, count: int) -> None:
+    """Fail unless the store in the flaky mount holds so many whole entries, once the disk is well again."""
+    disk.clear()
+    assert_clean(disk.mount / "store", count)
+
+
+SAVE_FAULTS: dict[str, tuple[Operation, dict[str, Any], int]] = {
+    "write fails": ("write", {"errno": errno.EIO, "match": ".part"}, 9),
+    "the third write fails": ("write", {"errno": errno.EIO, "match": ".part", "skip": 2}, 9),
+    "disk full after a short write": ("write", {"errno": errno.ENOSPC, "after": 3 * MIB + 777}, 5),
+    "quota after a short write": ("write", {"errno": errno.EDQUOT, "after": 1_000_001}, 5),
+    "fsync fails": ("fsync", {"errno": errno.EIO}, 9),
+    "close fails": ("flush", {"errno": errno.EIO, "match": ".part"}, 9),
+    "close fails with a quota": ("flush", {"errno": errno.EDQUOT, "match": ".part"}, 5),
+    "every close fails": ("flush", {"errno": errno.EIO}, 9),
+    "truncate fails": ("truncate", {"errno": errno.EIO}, 9),
+    "the file cannot be made": ("create", {"errno": errno.EIO, "match": ".part"}, 9),
+    "link fails": ("link", {"errno": errno.EIO}, 9),
+    "link finds no room": ("link", {"errno": errno.ENOSPC}, 5),
+}
+
+
+@requires("fuse")
+@pytest.mark.parametrize("fault", SAVE_FAULTS)
+def test_a_store_that_fails_during_a_save(fault: str, disk: Flaky, tmp_path: Path, cli: Cli) -> None:
+    """Whatever call of the store fails, the save fails with its code, publishes nothing, and leaves nothing."""
+    tree_at(tmp_path, random_files(6, MIB))
+    tree_at(tmp_path, SMALL, "small")
+    store = disk.mount / "store"
+    cli("save", "--store", store, "--key", "old-1", "small").expect(0)
+    operation, facts, code = SAVE_FAULTS[fault]
+    with same_entries(disk.backing / "store"):
+        disk.set_fault(operation, **facts)
+        result = cli("save", "--store", store, "--key", "new-1", "tree").expect(code)
+        assert "internal" not in result.stderr
+        disk.clear()
+    is_clean(disk, 1)
+    cli("save", "--store", store, "--key", "new-1", "tree").expect(0)
+    is_clean(disk, 2)
+
+
+@requires("fuse")
+@pytest.mark.parametrize("missing", ["EPERM", "ENOTSUP", "ENOSYS"])
+def test_where_links_are_missing_publishing_still_works(
+    missing: str, disk: Flaky, tmp_path: Path, cli: Cli
+) -> None:
+    """Without hard links an entry is published by claim and rename, whole, once, and never over another one."""
+    tree_at(tmp_path, SMALL)
+    store = disk.mount / "store"
+    disk.set_fault("link", errno=getattr(errno, missing))
+    first = cli("save", "--store", store, "--key", "k-1", "tree", "--json").expect(0).json()
+    assert first["status"] == "saved"
+    again = cli("save", "--store", store, "--key", "k-1", "tree", "--json").expect(0).json()
+    assert (again["status"], again["identity"]) == ("exists", first["identity"])
+    disk.set_fault("rename", errno=errno.EIO, match="entries")
+    cli("save", "--store", store, "--key", "k-2", "tree").expect(9)
+    is_clean(disk, 1)
+
+
+@requires("fuse")
+def test_a_claim_that_was_left_is_not_taken_for_an_entry(disk: Flaky, tmp_path: Path, cli: Cli) -> None:
+    """Where a killed saver left its claim, a save never says that it saved what it did not publish."""
+    tree_at(tmp_path, SMALL)
+    store = disk.mount / "store"
+    saved(store, tmp_path, "k-1")
+    (entry,) = entries(store)
+    entry.unlink()
+    (part_of_store(store, "tmp") / f"{entry.name}.claim.part").touch()
+    disk.set_fault("link", errno=errno.EPERM)
+    status = cli("save", "--store", store, "--key", "k-1", "tree", "--json").expect(0).json()["status"]
+    assert (status == "saved") == bool(entries(store)), status
+
+
+@requires("fuse")
+def test_replacing_an_entry_fails_whole(disk: Flaky, tmp_path: Path, cli: Cli) -> None:
+    """When the rename of save --force fails, the old entry is served as before."""
+    tree_at(tmp_path, SMALL)
+    store = disk.mount / "store"
+    cli("save", "--store", store, "--key", "k-1", "tree").expect(0)
+    (tmp_path / "tree" / "more").write_bytes(b"more")
+    disk.set_fault("rename", errno=errno.EIO, match="entries")
+    with same_entries(disk.backing / "store"):
+        cli("save", "--store", store, "--key", "k-1", "tree", "--force").expect(9)
+    is_clean(disk, 1)
+
+
+@requires("fuse")
+def test_a_directory_that_cannot_be_synced(disk: Flaky, tmp_path: Path, cli: Cli) -> None:
+    """When the name cannot be made durable the save fails, and what the store then serves is whole."""
+    tree_at(tmp_path, SMALL)
+    store = disk.mount / "store"
+    disk.set_fault("fsyncdir", errno=errno.EIO)
+    cli("save", "--store", store, "--key", "k-1", "tree").expect(9)
+    is_clean(disk, len(entries(store)))
+
+
+@requires("fuse")
+def test_an_entry_that_cannot_be_read_stays(disk: Flaky, tmp_path: Path, cli: Cli) -> None:
+    """A read error of the disk is no damage: status unreadable, exit 0 (9 if strict), and the entry stays."""
+    tree = tree_at(tmp_path, SMALL)
+    store = disk.mount / "store"
+    cli("save", "--store", store, "--key", "k-1", "tree").expect(0)
+    command = ("restore", "--store", store, "--key", "k-1", "tree")
+    for skip in range(4):  # the seal, the index, a frame ...
+        disk.set_fault("read", errno=errno.EIO, match=".tar.zst", skip=skip)
+        with unchanged(tree), same_entries(disk.backing / "store"):
+            report = cli(*command, "--json").expect(0).json()
+            if report["status"] == "exact":
+                break
+            assert report["status"] == "unreadable"
+            assert not report["quarantined"]
+            disk.set_fault("read", errno=errno.EIO, match=".tar.zst", skip=skip)
+            cli(*command, "--strict").expect(9)
+    assert skip >= 2
+    disk.clear()
+    assert not quarantine(store)
+    cli(*command, "--root", tmp_path / "out").expect(0)
+    assert_same_tree(tree, tmp_path / "out" / "tree")
+
+
+@requires("fuse")
+@pytest.mark.parametrize("place", ["frame", "index", "seal"])
+def test_one_flipped_bit_is_refused(place: str, disk: Flaky, tmp_path: Path, cli: Cli) -> None:
+    """An entry that reads wrong twice is refused and set aside, not destroyed: when the disk is well it is whole."""
+    tree = tree_at(tmp_path, SMALL)
+    store = disk.mount / "store"
+    report = cli("save", "--store", store, "--key", "k-1", "tree", "--json").expect(0).json()
+    size = report["archive_bytes"]
+    disk.set_fault("read", flip={"frame": 5000, "index": size - 1500, "seal": size - 150}[place])
+    with unchanged(tree):
+        report = cli("restore", "--store", store, "--key", "k-1", "tree", "--json").expect(0).json()
+    assert report["status"] == "refused"
+    assert report["quarantined"]
+    disk.clear()
+    (aside,) = quarantine(store)
+    whole = tmp_path / "whole.tar.zst"
+    whole.write_bytes(aside.read_bytes())
+    cli("verify", whole).expect(0)
+
+
+@requires("fuse")
+def test_a_bit_that_flips_once_costs_nothing(disk: Flaky, tmp_path: Path, cli: Cli) -> None:
+    """A single wrong reading, whichever it is, is read again: the entry is restored and stays in the store."""
+    tree = tree_at(tmp_path, SMALL)
+    store = disk.mount / "store"
+    cli("save", "--store", store, "--key", "k-1", "tree").expect(0)
+    (entry,) = entries(store)
+    offsets = {5000, entry.stat().st_size - 150, entry.stat().st_size - 1500}
+    for offset in offsets:
+        for skip in range(4):
+            disk.set_fault("read", flip=offset, match=".tar.zst", skip=skip, times=1)
+            out = tmp_path / f"{offset}-{skip}"
+            report = cli("restore", "--store", store, "--key", "k-1", "--root", out, "--json").expect(0).json()
+            assert report["status"] == "exact"
+            assert_same_tree(tree, out / "tree")
+    assert not quarantine(store)
+    is_clean(disk, 1)
+
+
+@requires("fuse")
+@pytest.mark.parametrize("lie", ["cut", "hole"])
+@pytest.mark.parametrize("after", [0, 100_000, 2 * MIB])
+def test_a_lost_write_is_never_restored(
+    lie: Literal["cut", "hole"], after: int, disk: Flaky, tmp_path: Path, cli: Cli
+) -> None:
+    """When the disk reports writes as done that it lost, whatever the save says, no restore uses the entry."""
+    tree = tree_at(tmp_path, random_files(4, MIB))
+    store = disk.mount / "store"
+    saved(store, tree_at(tmp_path, SMALL, "small").parent, "old-1", "small")
+    disk.set_fault("write", lie=lie, after=after)
+    cli("save", "--store", store, "--key", "k-1", "tree").expect(0, 5, 9)
+    disk.clear()
+    with unchanged(tree):
+        report = cli("restore", "--store", store, "--key", "k-1", "tree", "--json").expect(0).json()
+    assert report["status"] in {"refused", "miss"}
+    cli("restore", "--store", store, "--key", "k-1", "tree", "--strict").expect(3, 4)
+    is_clean(disk, 1)
+
+
+@requires("fuse")
+def test_short_reads_and_writes_change_nothing(disk: Flaky, tmp_path: Path, cli: Cli) -> None:
+    """A store and a target that move few bytes a call still give the same tree."""
+    tree = tree_at(tmp_path, SMALL)
+    store = disk.mount / "store"
+    disk.set_fault("read", short=5001)
+    disk.set_fault("write", short=4099)
+    cli("save", "--store", store, "--key", "k-1", "tree").expect(0)
+    cli("restore", "--store", store, "--key", "k-1", "--root", disk.mount / "out").expect(0)
+    disk.clear()
+    assert_same_tree(tree, disk.backing / "out" / "tree")
+    is_clean(disk, 1)
+
+
+TARGET_FAULTS: dict[str, tuple[Operation, dict[str, Any], int]] = {
+    "write fails": ("write", {"errno": errno.EIO, "match": "file-004"}, 8),
+    "disk full in the middle": ("write", {"errno": errno.ENOSPC, "after": 100_001}, 5),
+    "quota in the middle": ("write", {"errno": errno.EDQUOT, "after": 60_000}, 5),
+    "a file cannot be made": ("create", {"errno": errno.EIO, "match": "file-002"}, 8),
+    "no directory can be made": ("mkdir", {"errno": errno.ENOSPC}, 5),
+    "times cannot be set": ("utimens", {"errno": errno.EPERM, "match": "file-001"}, 8),
+    "close fails": ("flush", {"errno": errno.EIO, "match": "file-003"}, 8),
+    "the journal cannot be written": ("fsync", {"errno": errno.EIO}, 8),
+    "the journal finds no room": ("write", {"errno": errno.ENOSPC, "match": "journal"}, 5),
+}
+
+
+@requires("fuse")
+@pytest.mark.parametrize("mode", ["absent", "merge", "replace"])
+@pytest.mark.parametrize("fault", TARGET_FAULTS)
+def test_a_target_that_fails_while_unpacking(
+    fault: str, mode: str, disk: Flaky, tmp_path: Path, cli: Cli
+) -> None:
+    """Whatever call fails before the commit: exit 8 (5 for space), the target as it was, staging gone."""
+    new = tree_at(tmp_path, SMALL)
+    store = tmp_path / "store"
+    saved(store, tmp_path, "k-1")
+    target = disk.backing / "tree"
+    if mode != "absent":
+        tree_at(disk.backing, {"old": b"old", "file-000": b"old", "sub": {"kept": b"old"}})
+    how = "--replace" if mode == "replace" else "--merge"
+    operation, facts, code = TARGET_FAULTS[fault]
+    disk.set_fault(operation, **facts)
+    command = ("restore", "--store", store, "--key", "k-1", "--root", disk.mount, how)
+    with unchanged(target):
+        assert "internal" not in cli(*command).expect(code).stderr
+    disk.clear()
+    cli(*command).expect(0)
+    wait_until(lambda: not list(disk.backing.glob(".cachekit-*")), "staging is gone")
+    if mode != "merge":
+        assert_same_tree(new, target)
+
+
+COMMIT_FAULTS: dict[str, tuple[Operation, dict[str, Any]]] = {
+    "no rename": ("rename", {"errno": errno.EIO, "match": "/tree"}),
+    "the second rename": ("rename", {"errno": errno.EIO, "match": "/tree", "skip": 1}),
+    "the fourth rename": ("rename", {"errno": errno.ENOSPC, "match": "/tree", "skip": 3}),
+    "old files cannot be put aside": ("rename", {"errno": errno.EIO, "match": "/old"}),
+    "modes of directories": ("chmod", {"errno": errno.EIO, "match": "/tree"}),
+    "times of directories": ("utimens", {"errno": errno.EIO, "match": "/tree"}),
+}
+
+
+@requires("fuse")
+@pytest.mark.parametrize("mode", ["absent", "merge", "replace"])
+@pytest.mark.parametrize("fault", COMMIT_FAULTS)
+def test_a_target_that_fails_at_the_commit(
+    fault: str, mode: str, disk: Flaky, tmp_path: Path, cli: Cli
+) -> None:
+    """When the commit fails the target is old, or marked: no save of it, and recover completes the new tree."""
+    new = tree_at(tmp_path, SMALL)
+    store = tmp_path / "store"
+    saved(store, tmp_path, "k-1")
+    target = disk.backing / "tree"
+    old = tree_at(tmp_path / "old", {"old": b"old", "file-000": b"old", "sub": {"kept": b"old"}})
+    if mode != "absent":
+        tree_at(disk.backing, {"old": b"old", "file-000": b"old", "sub": {"kept": b"old"}})
+    how = "--replace" if mode == "replace" else "--merge"
+    operation, facts = COMMIT_FAULTS[fault]
+    disk.set_fault(operation, **facts)
+    command = ("restore", "--store", store, "--key", "k-1", "--root", disk.mount, how)
+    result = cli(*command)
+    if result.code == 0:
+        pytest.skip(f"{mode} does not come by this call")
+    result.expect(5, 8)
+    assert "internal" not in result.stderr
+    marked = bool(list(disk.backing.glob(".cachekit-*")))
+    assert ("as it was" in result.stderr) <= (not marked)
+    if marked:
+        cli("recover").expect(0, 8)
+        cli(*command).expect(0, 5, 8)
+        disk.clear()
+        cli("recover", disk.mount / "tree").expect(0)
+        assert not list(disk.backing.glob(".cachekit-*"))
+    disk.clear()
+    if not marked and mode != "absent":
+        assert_same_tree(old, target)
+    cli(*command).expect(0)
+    if mode == "merge":
+        assert (target / "old").read_bytes() == b"old"
+        assert (target / "sub" / "kept").read_bytes() == b"old"
+        (target / "old").unlink()
+        (target / "sub" / "kept").unlink()
+        cli(*command).expect(0)
+    assert_same_tree(new, target)
+
+
+@requires("fuse")
+def test_an_unfinished_commit_keeps_a_save_away(disk: Flaky, tmp_path: Path, cli: Cli) -> None:
+    """After a merge that stopped half way a save of the target is refused until recover has ended it."""
+    new = tree_at(tmp_path, SMALL)
+    store = tmp_path / "store"
+    saved(store, tmp_path, "k-1")
+    target = tree_at(disk.backing, {"file-000": b"old", "sub": {"text": b"old"}})
+    disk.set_fault("rename", errno=errno.EIO, match="/tree/", skip=3)
+    cli("restore", "--store", store, "--key", "k-1", "--root", disk.mount).expect(8)
+    disk.clear()
+    with same_entries(store):
+        refused = cli("save", "--store", store, "--key", "k-2", "--root", disk.mount, "tree").expect(8)
+    assert "recover" in refused.stderr
+    cli("recover").expect(0)
+    assert_same_tree(new, target)
+    cli("save", "--store", store, "--key", "k-2", "--root", disk.mount, "tree").expect(0)
+
+
+SOURCE_FAULTS: dict[str, tuple[Operation, dict[str, Any], str]] = {
+    "a small file": ("read", {"errno": errno.EIO, "match": "file-003"}, "tree/file-003"),
+    "a large file": ("read", {"errno": errno.EIO, "match": "large", "skip": 4}, "tree/large"),
+    "a file cannot be opened": ("open", {"errno": errno.EIO, "match": "file-005"}, "tree/file-005"),
+    "a directory": ("readdir", {"errno": errno.EIO, "match": "sub"}, "tree/sub"),
+    "a file's facts": ("getattr", {"errno": errno.EIO, "match": "sub/text"}, "tree/sub"),
+}
+
+
+@requires("fuse")
+@pytest.mark.parametrize("changed", ["skip", "refuse"])
+@pytest.mark.parametrize("fault", SOURCE_FAULTS)
+def test_a_source_that_cannot_be_read(
+    fault: str, changed: str, disk: Flaky, tmp_path: Path, cli: Cli
+) -> None:
+    """A read error is never a file left out: exit 8 with its path, nothing published."""
+    tree_at(disk.backing, {**SMALL, "large": bytes(20 * MIB)})
+    store = tmp_path / "store"
+    saved(store, tree_at(tmp_path, SMALL, "small").parent, "old-1", "small")
+    operation, facts, path = SOURCE_FAULTS[fault]
+    disk.set_fault(operation, **facts)
+    command = ("save", "--store", store, "--key", "k-1", "--root", disk.mount, "tree")
+    with same_entries(store):
+        result = cli(*command, "--changed", changed, "--json").expect(8)
+    error = error_of(result)
+    assert error["id"] == "source-unreadable"
+    assert path in str(error["path"])
+    disk.clear()
+    cli(*command).expect(0)
+    assert_clean(store, 2)
+
+
+@requires("fuse")
+def test_short_reads_of_the_source(disk: Flaky, tmp_path: Path, cli: Cli) -> None:
+    """A source that gives few bytes a call is saved as it is."""
+    tree = tree_at(disk.backing, {**SMALL, "large": random_files(1, 9 * MIB)["file-000"]})
+    disk.set_fault("read", short=70_001)
+    store = tmp_path / "store"
+    cli("save", "--store", store, "--key", "k-1", "--root", disk.mount, "tree").expect(0)
+    cli("restore", "--store", store, "--key", "k-1", "--root", tmp_path / "out").expect(0)
+    assert_same_tree(tree, tmp_path / "out" / "tree")
+
+
