@@ -40,6 +40,7 @@ def check_members(seal: Seal, index: Index) -> None:
     targets), Damaged for what contradicts itself. After it returns:
 
     - every name is relative, without empty, ``.`` or ``..`` parts, unique, and inside a target of the seal;
+    - none is the journal of a staging directory, which a later command would obey;
     - every target has a member of its own (but for the root itself, which none stands for);
     - the parent of every member inside a target is a directory member that comes earlier;
     - every hard link names an earlier regular file of the same target;
@@ -70,6 +71,11 @@ def _check_names(index: Index) -> None:
         seen: set[bytes] = set()
         twice = next(path for path in index.paths if path in seen or seen.add(path))  # type: ignore[func-returns-value]
         _unsafe("two members have the same name", twice)
+    if b"/journal.json/" in joined:
+        for path in index.paths:
+            parts_of = path.rsplit(b"/", 2)
+            if parts_of[-1] == b"journal.json" and parts_of[-2:-1] and parts_of[-2].startswith(b".cachekit-"):
+                _unsafe("a member takes the place of an unfinished restore's journal", path)
     if index.paths and len(max(index.paths, key=len)) > MAX_NAME:
         _unsafe("a member's name is too long", max(index.paths, key=len)[:200])
 

@@ -60,7 +60,9 @@ def to_target(path: str, roots: Roots) -> Target:
     ``~`` is the home directory; a relative path is relative to ``root``. Nothing needs to exist.
     """
     if not path or "\0" in path:
-        raise InvalidRequest("a path is empty or has a NUL byte", found=ascii(path))
+        raise InvalidRequest(
+            "a path is empty or has a NUL byte", found=ascii(path), hint="is a variable in it not set?"
+        )
     absolute = os.path.normpath(os.path.join(os.fsdecode(roots.root), os.path.expanduser(path)))
     # POSIX leaves exactly two leading slashes alone; here they mean the same as one.
     raw = os.fsencode("/" + absolute.lstrip("/"))

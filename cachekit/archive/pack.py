@@ -8,9 +8,8 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import zstandard
 from xxhash import xxh3_128_digest
 
 from cachekit.archive import header
@@ -19,6 +18,9 @@ from cachekit.archive.index import Segments
 from cachekit.archive.walk import FRAME_JOB
 from cachekit.errors import SourceUnreadable
 from cachekit.system.files import open_directory, pwrite_all
+
+if TYPE_CHECKING:
+    import zstandard  # loaded when something is compressed: a refusal or listing needs none
 
 __all__ = ["PACKED", "UNSTABLE", "WRITTEN", "Packer", "zstd_version"]
 
@@ -236,6 +238,8 @@ def compressor(level: int) -> zstandard.ZstdCompressor:
     The longer window makes up for starting anew in each frame: 3.6 % smaller than the level's own at the same speed
     (docs/benchmarks.md). Any zstd decodes it: the limit that decoders accept by default is 128 MiB.
     """
+    import zstandard
+
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, window_log=FRAME_WINDOW_LOG, write_checksum=True, write_content_size=True
     )
@@ -244,6 +248,8 @@ def compressor(level: int) -> zstandard.ZstdCompressor:
 
 def zstd_version() -> str:
     """Return the version of the zstd library that compresses."""
+    import zstandard
+
     return ".".join(map(str, zstandard.ZSTD_VERSION))
 
 

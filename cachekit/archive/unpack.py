@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-import zstandard
 from xxhash import xxh3_128_digest
 
 from cachekit.archive import header
@@ -76,6 +75,8 @@ class Unpacker:
         self._index = archive.index
         self._destinations = destinations
         self._options = options
+        import zstandard
+
         self._decompressor = zstandard.ZstdDecompressor()
         self._directory: bytes | None = None
         self._directory_fd = -1

@@ -35,8 +35,10 @@ from cachekit.system.workers import Pool, open_pool, pack_message
 
 __all__ = ["FileChanged", "Output", "Progress", "Written", "write_entry"]
 
-#: Compressed frames that may wait in the workers' memory, all together: what they pack while the walk still runs.
-_WAITING_BYTES = 24 << 20
+#: Compressed frames that may wait in the workers' memory, all together: what they pack while the walk still runs. A
+#: worker takes memory itself, so more of them leave less (the whole save stays below 160 MiB, see docs/benchmarks.md).
+_WAITING_BYTES = 48 << 20
+_WAITING_BYTES_A_WORKER = 6 << 20
 #: Below so many bytes of content the work is done in this process: starting workers would cost more.
 _INLINE_BYTES = 4 << 20
 
@@ -178,12 +180,15 @@ class _Packing:
         self._may_write = False
         self._unwritten = 0
         self._waiting_bytes = 0
+        self._waiting_limit = max(8 << 20, _WAITING_BYTES - _WAITING_BYTES_A_WORKER * workers)
         self._part_digests: list[bytes] = []
         self._dropped: list[tuple[int, str]] = []
         self._done_bytes = 0
         self._total_bytes = 0
 
     def _start(self) -> Pool:
+        import zstandard  # noqa: F401 - before the fork, lest every worker loads it
+
         roots = self._walk.roots
         used = {target.root for target in self._walk.targets}
         self._root_fds = [
@@ -251,7 +256,7 @@ class _Packing:
     def _dispatch(self, pool: Pool) -> None:
         while self._idle and self._queue:
             # The frame that everybody waits for is never held back: without it nothing would move again.
-            if self._waiting_bytes > _WAITING_BYTES and (
+            if self._waiting_bytes > self._waiting_limit and (
                 self._queue[0][0] != self._placed or not self._may_write
             ):
                 return

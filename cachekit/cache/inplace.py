@@ -23,6 +23,7 @@ from cachekit.system.space import free_space
 from cachekit.system.steps import step
 from cachekit.system.workers import worker_count
 from cachekit.targets.finish import finish
+from cachekit.targets.journal import JOURNAL_NAME, STAGING_PREFIX
 from cachekit.targets.merge import merge_batch
 from cachekit.targets.staging import make_staging
 
@@ -197,6 +198,17 @@ def _merge(staging: object, place: bytes) -> None:
         os.rename(STAGED, staging.name, src_dir_fd=staging.fd, dst_dir_fd=staging.parent_fd)
 
 
+def _open_up(path: bytes, info: os.stat_result) -> None:
+    """Give ourselves all permissions in a directory of ours."""
+    if stat.S_ISDIR(info.st_mode) and info.st_mode & 0o700 != 0o700 and info.st_uid == os.geteuid():
+        os.chmod(path, stat.S_IMODE(info.st_mode) | 0o700)
+
+
+def _is_staging(path: bytes) -> bool:
+    name = os.path.basename(path)
+    return name.startswith(STAGING_PREFIX) and exists(os.path.join(path, os.fsencode(JOURNAL_NAME)))
+
+
 class _InPlace:
     """The comparison of an entry's target with what is there."""
 
@@ -223,15 +235,18 @@ class _InPlace:
         keep.add(self._place)
         stack = [self._place]
         while stack:
+            directory = stack.pop()
+            with contextlib.suppress(NotADirectoryError, FileNotFoundError):
+                _open_up(directory, os.lstat(directory))
             with (
                 contextlib.suppress(NotADirectoryError, FileNotFoundError),
-                os.scandir(stack.pop()) as entries,
+                os.scandir(directory) as entries,
             ):
                 for entry in entries:
                     if entry.path in keep:
                         if entry.is_dir(follow_symlinks=False):
                             stack.append(entry.path)
-                    elif not entry.name.startswith(b".cachekit-"):
+                    elif not _is_staging(entry.path):
                         remove_tree(entry.path)
 
     def make_directories(self) -> None:
@@ -248,8 +263,8 @@ class _InPlace:
             if not stat.S_ISDIR(info.st_mode):
                 os.unlink(path)
                 os.mkdir(path, 0o700)
-            elif info.st_mode & 0o700 != 0o700 and info.st_uid == os.geteuid():
-                os.chmod(path, stat.S_IMODE(info.st_mode) | 0o700)
+            else:
+                _open_up(path, info)
 
     def batches(self, limit: int) -> Iterator[list[int]]:
         """Yield rows of files that are not right, in order, ``limit`` bytes and the file that exceeds it at a time.
@@ -319,6 +334,9 @@ class _InPlace:
                 continue
             if index.kinds[row] == SYMLINK:
                 os.symlink(link, b"link", dir_fd=staging_fd)
+                if self._options.same_owner:
+                    uid, gid = index.uids[row], index.gids[row]
+                    os.chown(b"link", uid, gid, dir_fd=staging_fd, follow_symlinks=False)
                 os.utime(
                     b"link",
                     ns=(self._options.atime_ns, index.mtimes[row]),

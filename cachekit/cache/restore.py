@@ -42,7 +42,7 @@ from cachekit.targets.commit import conflict
 from cachekit.targets.finish import Recovered, drop, finish, recover, unfinished
 from cachekit.targets.journal import real_place, target_lock
 from cachekit.targets.protect import merge_only, mounted_in
-from cachekit.targets.staging import Staging, make_staging
+from cachekit.targets.staging import Staging, goes_inside, make_staging
 
 __all__ = ["RestoreRequest", "restore"]
 
@@ -315,6 +315,10 @@ def _staged(
         "identity": archive.seal.identity,
     }
     done: set[Target] = set()
+    # Staging inside the target touches it: then all is checked before, at the price of decoding twice.
+    checked = any(goes_inside(place) for place in places.values())
+    if checked:
+        extract(archive, [], options, worker_count())
     try:
         for target, place in places.items():
             mode, reason = _mode(request, roots, place)
@@ -326,8 +330,7 @@ def _staged(
         for destination in destinations:
             if not destination.target.member:
                 os.mkdir(b"new", 0o700, dir_fd=destination.fd)
-        if any(staging.journal.inside for staging in stagings.values()):
-            # Staging inside the target touches it: then all is checked before, at the price of decoding twice.
+        if not checked and any(staging.journal.inside for staging in stagings.values()):
             extract(archive, [], options, worker_count())
         extract(archive, destinations, options, worker_count(), request.progress)
         step("restore.extracted")

@@ -94,7 +94,12 @@ def save(request: SaveRequest) -> SaveReport:
     identity = EntryIdentity(key, this_platform())
     excluded = compile_patterns(request.excludes) if request.excludes else None
     roots = find_roots(request.root)
-    targets = targets_of(request.paths, roots)
+    try:
+        targets = targets_of(request.paths, roots)
+    except NothingMatched:
+        # Where names cannot be exchanged, a killed restore may have left no target at all.
+        refuse_unfinished(os.path.join(roots.root, os.fsencode(path)) for path in request.paths)
+        raise
     store = DirectoryStore(request.store)
     places = [roots.path_of(target) for target in targets]
     store.prepare()
@@ -162,7 +167,8 @@ def _exists(store: DirectoryStore, identity: EntryIdentity, report: SaveReport) 
                 store.set_aside(path, archive.identity)
                 report.warnings.append(f"the stored entry of this key was refused and set aside: {error}")
                 return False
-            if store.denied(path):
+            if store.denied(path):  # could not be set aside when it was refused: perhaps it can now
+                store.set_aside(path, archive.identity)
                 return False
             seal = archive.seal
             report.status = "exists"

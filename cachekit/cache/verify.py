@@ -85,12 +85,13 @@ def entries_of(store: DirectoryStore, name: str) -> Iterator[Candidate]:
     Raises StoreUnavailable, and InvalidRequest for what is neither a key nor the name of a file.
     """
     try:
-        key = Key(name)
+        # Keys are UTF-8 whatever the locale is in which the argument was read.
+        key = Key(os.fsencode(name).decode("utf-8", "surrogateescape"))
     except InvalidRequest:
         if is_file_argument(name):
             return
         raise
-    for candidate in store.entries(name):
+    for candidate in store.entries(key.text):
         # A damaged seal gives no key; its file name tells which key it was filed under.
         if candidate.seal.key == key.text if candidate.seal else _filed_under(candidate.name, key):
             yield candidate

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cachekit.cache.listing import EntryLine, Member, find_archive, list_entries, manifest, members
-from cachekit.cli.options import common, json_option, store_option
+from cachekit.cli.options import common, json_option, parse_text, store_option
 from cachekit.cli.render import count, printable, size, to_json
 from cachekit.store.directory import DirectoryStore
 
@@ -23,7 +23,7 @@ def _when(nanoseconds: int) -> str:
 
 
 @click.command(short_help="List the entries of the store.")
-@click.argument("prefix", default="")
+@click.argument("prefix", default="", type=parse_text)
 @store_option
 @click.option("--quarantine", is_flag=True, help="List what was refused and set aside instead.")
 @json_option

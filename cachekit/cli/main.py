@@ -104,6 +104,8 @@ def run(arguments: list[str]) -> int:
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, OSError) and (isinstance(error, BrokenPipeError) or told.get("done")):
                 raise
+            if isinstance(error, OSError):
+                sys.stdout.flush()  # raises again if it was the output that could not be written
             return _report(error, told, arguments)
     except BrokenPipeError:
         # The reader of stdout went away (cachekit ls | head): not our failure.

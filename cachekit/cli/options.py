@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ __all__ = [
     "parse_bytes",
     "parse_directory",
     "parse_seconds",
+    "parse_text",
     "soft_fail",
     "store_option",
 ]
@@ -31,6 +33,11 @@ def parse_bytes(value: str | int) -> int:
         return value if isinstance(value, int) else parse_size(value)
     except InvalidRequest as error:
         raise click.BadParameter(f"{error.message} (try 500M or 2G)") from None
+
+
+def parse_text(value: str) -> str:
+    """Read a key: UTF-8, whatever the locale is in which the argument was read."""
+    return os.fsencode(value).decode("utf-8", "surrogateescape")
 
 
 def parse_seconds(value: str | float) -> float:

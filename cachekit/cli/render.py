@@ -97,7 +97,7 @@ def _undecodable(value: object) -> bytes | None:
 
 
 def to_json(value: Any) -> str:
-    """Return one line of JSON. In it, too, no runner finds an order: ``##`` stands only in texts, where it may be escaped."""
+    """Return one line of JSON; ``##`` can only be in a text of it, and is escaped lest a runner find an order there."""
     return json.dumps(plain(value), ensure_ascii=True).replace("##", "#\\u0023")
 
 

@@ -14,6 +14,7 @@ from cachekit.cli.options import (
     parse_bytes,
     parse_directory,
     parse_seconds,
+    parse_text,
     soft_fail,
     store_option,
 )
@@ -27,11 +28,18 @@ __all__ = ["restore"]
 
 
 @click.command(short_help="Restore the entry of a key, or of a restore key.")
-@click.option("--key", required=True, help="The key; matched exactly, never as a prefix.")
+@click.option(
+    "--key",
+    required=True,
+    type=parse_text,
+    metavar="KEY",
+    help="The key; matched exactly, never as a prefix.",
+)
 @click.option(
     "--restore-key",
     "restore_keys",
     multiple=True,
+    type=parse_text,
     metavar="PREFIX",
     help="Else the newest entry whose key begins so; may be repeated, first match wins.",
 )

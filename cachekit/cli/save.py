@@ -14,6 +14,7 @@ from cachekit.cli.options import (
     parse_bytes,
     parse_directory,
     parse_seconds,
+    parse_text,
     soft_fail,
     store_option,
 )
@@ -26,7 +27,7 @@ __all__ = ["save"]
 
 
 @click.command(short_help="Save files and directories under a key.")
-@click.option("--key", required=True, help="The key, 1 to 512 bytes.")
+@click.option("--key", required=True, type=parse_text, metavar="KEY", help="The key, 1 to 512 bytes.")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @store_option
 @click.option(
@@ -55,7 +56,12 @@ __all__ = ["save"]
     metavar="SECONDS",
     help="How long --wait waits.",
 )
-@click.option("--family", help="Entries expected to resemble this one.  [default: the key up to its last -]")
+@click.option(
+    "--family",
+    type=parse_text,
+    metavar="FAMILY",
+    help="Entries expected to resemble this one.  [default: the key up to its last -]",
+)
 @click.option(
     "--min-free", type=parse_bytes, default=0, metavar="SIZE", help="Keep so much free in the store besides."
 )

@@ -24,6 +24,7 @@ __all__ = [
     "replace_file",
 ]
 
+
 def random_name() -> str:
     """Return 16 random hex digits: a name that nobody else has or guesses (``secrets`` takes 8 ms to import)."""
     return os.urandom(8).hex()

@@ -117,12 +117,15 @@ class Recovered:
 
 
 def unfinished(target: bytes | None = None) -> list[Journal]:
-    """Return the journals of restores that are not finished: of one target, or of all in the state directory."""
+    """Return the journals of restores that are not finished: of one target, or of all in the state directory.
+
+    Those that moved nothing come first: rolling one back puts the target's old time back, if staging was inside.
+    """
     found = {journal.staging: journal for journal in pointers() if target is None or journal.target == target}
     if target is not None:
         for journal in left_behind(target):
             found[journal.staging] = journal
-    return list(found.values())
+    return sorted(found.values(), key=lambda journal: journal.began)
 
 
 def recover(target: bytes) -> list[Recovered]:

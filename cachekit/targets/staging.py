@@ -30,6 +30,7 @@ __all__ = [
     "OLD",
     "STAGED",
     "Staging",
+    "goes_inside",
     "is_mount_point",
     "left_behind",
     "make_staging",
@@ -124,8 +125,13 @@ class Staging:
 
 
 def set_directory(fd: int, mode: int, mtime_ns: int, uid: int, gid: int, *, same_owner: bool) -> None:
-    """Give an open directory its owner (if asked), mode and time, whichever of them differs."""
+    """Give an open directory its owner (if asked), mode and time, whichever of them differs.
+
+    A directory of somebody else's that we may only fill (a volume with mode 0777) keeps its own.
+    """
     info = os.fstat(fd)
+    if os.geteuid() not in {0, info.st_uid}:
+        return
     if same_owner and (info.st_uid, info.st_gid) != (uid, gid):
         os.fchown(fd, uid, gid)
         info = os.fstat(fd)
@@ -143,6 +149,15 @@ def is_mount_point(path: bytes) -> bool:
     except OSError:
         return False
     return path in mount_points()
+
+
+def goes_inside(target: bytes) -> bool:
+    """Tell, touching nothing, whether the staging directory of a target will have to be inside it."""
+    if os.path.islink(target) or not os.path.isdir(target):
+        return False
+    parent = os.path.dirname(real_place(target))
+    closed = not os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+    return closed or target == b"/" or is_mount_point(target)
 
 
 def make_staging(target: bytes, mode: str, entry: dict[str, str]) -> Staging:
@@ -169,11 +184,13 @@ def make_staging(target: bytes, mode: str, entry: dict[str, str]) -> Staging:
     staging._made = made  # noqa: SLF001 - the factory of the class
     try:
         journal.write(staging.fd)
-    except OSError as error:
+    except BaseException as error:  # also of a signal: nobody else knows of the directory yet
         with contextlib.suppress(OSError):
             staging.abandon()
         staging.close()
-        raise _refusal(error, target) from None
+        if isinstance(error, OSError):
+            raise _refusal(error, target) from None
+        raise
     step("restore.journal-staged")
     return staging
 

@@ -18,10 +18,11 @@ from tests.support.archives import (
     file_entry,
     hard_link,
     restore_tree,
+    save_tree,
     symlink,
 )
 from tests.support.refusals import HONEST, TREE, refuse
-from tests.support.snapshots import unchanged
+from tests.support.snapshots import assert_same_tree, unchanged
 from tests.support.trees import Symlink, make_tree
 
 
@@ -183,3 +184,31 @@ def test_a_member_without_its_directory(place: Path, late: bool) -> None:
 def test_names_that_are_too_long(place: Path) -> None:
     """A name longer than the format allows is refused."""
     refuse(place, entry_of([TREE, Member(b"tree/" + b"n" * 60_000)]).seal(), "too long")
+
+
+@pytest.mark.parametrize("at", [b"tree/", b"tree/sub/", b""])
+def test_planting_the_journal_of_an_unfinished_restore(place: Path, at: bytes) -> None:
+    """A journal in what looks like staging, which the next command would finish, is refused."""
+    staging = at + b".cachekit-0123456789abcdef"
+    members = [
+        TREE,
+        directory(b"tree/sub"),
+        directory(staging),
+        Member(staging + b"/journal.json", content=b"{}"),
+    ]
+    targets = [b"tree"] if at else [b"tree", staging]
+    refuse(place, entry_of(members, targets).seal(), "journal")
+
+
+def test_names_that_only_resemble_a_staging_directory(tmp_path: Path) -> None:
+    """Files and directories named nearly as staging is are kept by a save and a restore like any others."""
+    spec = {
+        ".cachekit-": "x",
+        ".cachekit-0123456789abcdef": {"y": "y"},
+        ".cachekit-homes": {"z": "z"},
+        "journal.json": "j",
+    }
+    tree = make_tree(tmp_path / "tree", {"tree": spec})
+    save_tree(tmp_path / "store", tree, "tree")
+    restore_tree(tmp_path / "store", tmp_path / "out")
+    assert_same_tree(tree, tmp_path / "out", ignore={"root"})

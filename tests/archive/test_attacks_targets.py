@@ -181,41 +181,44 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_names_that_give_orders_to_the_runner(cli: Cli, name: bytes) -> None:
-    """Names of targets, members and hosts with workflow commands or outputs in them inject nothing anywhere."""
+def orderly(result: Result) -> Result:
+    """Fail on a traceback, a control character, or an order that is not our own annotation."""
+    assert "Traceback" not in result.stderr
+    assert not {0x1B, 0x0D} & set(result.out + result.err)
+    orders = commands_in(result)
+    assert all(line.startswith((b"::warning title=", b"::error title=")) for line in orders), orders
+    return result
+
+
+@pytest.mark.parametrize(
+    ("attack", "code", "hit"),
+    [("whole", 0, True), ("foreign", 8, False), ("lying", 0, False), ("double", 0, False)],
+)
+def test_names_that_give_orders_to_the_runner(cli: Cli, attack: str, code: int, hit: bool) -> None:
+    """Names of targets, members, links and hosts with workflow commands or outputs in them inject nothing anywhere."""
     store, output = cli.cwd / "store", cli.cwd / "output"
     github = {"GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": str(output)}
-    members = [directory(name), Member(name + b"/" + name, content=b"x"), symlink(name + b"/l", name)]
-    lying = [directory(name), Member(name + b"/" + name, content=b"x", digest=bytes(16))]
-    foreign = [Member(b".cachekit-home/" + name, content=b"x")]
-    duplicate = [directory(name), directory(name)]
-    for number, entry in enumerate(
-        (
-            entry_of(members, [name]),
-            entry_of(foreign, [Target("home", name)]),
-            entry_of(lying, [name]),
-            entry_of(duplicate, [name]),
-        )
-    ):
-        entry.facts.host = entry.facts.family = os.fsdecode(name)
-        path = file_entry(store, entry.seal())
-        results = [
-            cli("ls", "--store", store, env=github),
-            cli("show", path, "--files", env=github),
-            cli("show", path, "--manifest", env=github),
-            cli("verify", path, env=github),
-            cli("restore", "--key", KEY, "--store", store, env=github),
-        ]
-        for result in results:
-            assert "Traceback" not in result.stderr
-            assert b"\x1b" not in result.out + result.err
-            orders = commands_in(result)
-            assert all(line.startswith((b"::warning title=", b"::error title=")) for line in orders), orders
-        assert results[-1].code == (8 if number == 1 else 0)
-        if number != 1:
-            assert outputs(output)["cache-hit"] == ("true" if number == 0 else "false")
-            output.unlink()
+    members: list[Member] = []
+    for name in NAMES:
+        file = Member(name + b"/" + name, content=b"x", digest=bytes(16) if attack == "lying" else None)
+        members += [directory(name), file, symlink(name + b"/link", name)]
+        members += [file] if attack == "double" else []
+    targets: list[bytes | Target] = list(NAMES)
+    if attack == "foreign":
+        members = [Member(b".cachekit-home/" + name) for name in NAMES]
+        targets = [Target("home", name) for name in NAMES]
+    entry = entry_of(members, targets)
+    entry.facts.host = entry.facts.family = os.fsdecode(b"".join(NAMES))
+    path = file_entry(store, entry.seal())
+    for command in ("ls", "verify --all", "restore --strict --key attack-1 --json"):
+        orderly(cli(*command.split(), "--store", store, env=github))
+        output.unlink(missing_ok=True)
+        file_entry(store, entry.seal())
+    for option in ("--files", "--manifest", "--json"):
+        orderly(cli("show", path, option, env=github))
+    orderly(cli("restore", "--key", KEY, "--store", store, env=github)).expect(code)
+    if output.exists():
+        assert outputs(output)["cache-hit"] == str(hit).lower()
 
 
 def newer(**told: object) -> bytes:

@@ -7,7 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +61,27 @@ Mode = Literal["merge", "replace", "in-place"]
 
 
 @dataclass(frozen=True)
+class Store:
+    """A store with the entries `old` and `new`, and what they hold."""
+
+    path: Path
+    old: Snapshot
+    new: Snapshot
+
+    @classmethod
+    def make(cls, base: Path) -> Store:
+        """Save both trees in a new store below `base`."""
+        taken = {}
+        for key, tree in (("old", OLD), ("new", NEW)):
+            source = base / f"source-{key}"
+            make_tree(source / "tree", tree)
+            taken[key] = snapshot(source / "tree")
+            report = save(SaveRequest(key, ["tree"], str(base / "store"), root=str(source)))
+            assert report.status == "saved"
+        return cls(base / "store", taken["old"], taken["new"])
+
+
+@dataclass(frozen=True)
 class Scene:
     """A store with the entries `old` and `new`, and the target `tree` below `root`."""
 
@@ -71,18 +92,11 @@ class Scene:
     new: Snapshot
 
     @classmethod
-    def make(cls, cli: Cli, base: Path) -> Scene:
-        """Save both trees in a new store below `base`."""
-        store, taken = base / "store", {}
-        for key, tree in (("old", OLD), ("new", NEW)):
-            source = base / f"source-{key}"
-            make_tree(source / "tree", tree)
-            taken[key] = snapshot(source / "tree")
-            report = save(SaveRequest(key, ["tree"], str(store), root=str(source)))
-            assert report.status == "saved"
+    def make(cls, cli: Cli, base: Path, store: Store) -> Scene:
+        """Lay the scene below `base`."""
         root = base / "root"
         root.mkdir()
-        return cls(cli, store, root, taken["old"], taken["new"])
+        return cls(cli, store.path, root, store.old, store.new)
 
     @property
     def target(self) -> Path:
@@ -91,7 +105,7 @@ class Scene:
 
     def at(self, root: Path) -> Scene:
         """The same with another root."""
-        return Scene(self.cli, self.store, root, self.old, self.new)
+        return replace(self, root=root)
 
     # What is done, in this process
 
