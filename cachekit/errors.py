@@ -144,7 +144,9 @@ class Refused(CachekitError):
 class Damaged(Refused):
     id = "damaged"
     meaning = "The archive is cut, altered, mixed up or is no cachekit archive at all."
-    default_hint = "the entry cannot be repaired; save it again (cachekit save --force)"
+    default_hint = (
+        "it cannot be repaired: save it again (cachekit save --force); if it is a copy, copy it again"
+    )
 
 
 class Unsafe(Refused):
@@ -241,3 +243,7 @@ class Interrupted(CachekitError):
     id = "interrupted"
     exit_code = 130
     meaning = "Stopped by a signal (130 for SIGINT, 143 for SIGTERM); nothing was published."
+    default_hint = (
+        "nothing half written is ever served; a restore that was moving files is ended by the next one, or by "
+        "cachekit recover"
+    )

@@ -136,7 +136,7 @@ class Target:
         return text
 
 
-_SIZE = re.compile(r"\s*([0-9]{1,15})(?:\.([0-9]{1,9}))?\s*(?:([KMGTP])i?)?B?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*([0-9]{1,18})(?:\.([0-9]{1,9}))?\s*(?:([KMGTP])i?)?B?\s*", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:

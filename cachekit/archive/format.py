@@ -4,6 +4,38 @@ from __future__ import annotations
 
 import struct
 
+__all__ = [
+    "BLOCK",
+    "DIRECTORY",
+    "FILE",
+    "FORMAT",
+    "FRAME_LIMIT",
+    "FRAME_MINIMUM",
+    "FRAME_SIZE",
+    "FRAME_WINDOW_LOG",
+    "HARDLINK",
+    "INDEX_MAGIC",
+    "INDEX_PREFIX",
+    "INDEX_PREFIX_MAGIC",
+    "KIND_NAMES",
+    "KNOWN_FEATURES",
+    "LINK_KINDS",
+    "MAX_INDEX",
+    "MAX_JSON",
+    "MAX_NAME",
+    "SEAL_MAGIC",
+    "SEAL_TRAILER",
+    "SEAL_TRAILER_MAGIC",
+    "SEEK_FOOTER",
+    "SEEK_FOOTER_MAGIC",
+    "SEEK_TABLE_MAGIC",
+    "SKIPPABLE_HEADER",
+    "SYMLINK",
+    "TAR_END",
+    "padded",
+    "parts",
+]
+
 FORMAT = 1
 #: Features that a reader must know to read an entry; an unknown one in a seal means Unsupported.
 KNOWN_FEATURES = frozenset({"sparse"})

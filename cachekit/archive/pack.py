@@ -17,6 +17,7 @@ from cachekit.archive.format import BLOCK, FILE, FRAME_LIMIT, FRAME_SIZE, FRAME_
 from cachekit.archive.index import Segments
 from cachekit.archive.walk import FRAME_JOB
 from cachekit.errors import SourceUnreadable
+from cachekit.system.clock import now_ns
 from cachekit.system.files import open_directory, pwrite_all
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ PACKED, WRITTEN, UNSTABLE = range(3)
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _ZEROS = bytes(BLOCK)
 _ATTEMPTS = 4
+#: A write changes a file's times when it begins, not when it ends: a reading is trusted if it began so long after that.
+_SETTLING_NS = 50_000_000
 
 
 class Packer:
@@ -73,6 +76,7 @@ class Packer:
         changes: list[tuple[int, Any, str]] = []
         position = 0
         ordinal = -1
+        settled = now_ns() - _SETTLING_NS
         for prefix, root_number, directory, members in groups:
             dir_fd = -1
             try:
@@ -84,6 +88,8 @@ class Packer:
                     start = position + len(head)
                     end = start + size
                     if kind == FILE and size:
+                        if ctime_ns > settled:
+                            settled = _settle(ctime_ns)
                         try:
                             if dir_fd < 0:
                                 dir_fd = open_directory(
@@ -164,6 +170,7 @@ class Packer:
                 start = position + head
                 if size > FRAME_SIZE or start + padded(size) > FRAME_LIMIT:
                     return None, "grew"
+                _settle(before.st_ctime_ns)
                 try:
                     count = _read_on(fd, self._view[start : start + size], 0)
                 except OSError as error:
@@ -207,6 +214,7 @@ class Packer:
         start, end = len(head), len(head) + length
         view = self._view
         view[:start] = head
+        _settle(ctime_ns)
         try:
             dir_fd = open_directory(directory, dir_fd=self._root_fds[root_number], follow=True)
             try:
@@ -253,6 +261,20 @@ def zstd_version() -> str:
     return ".".join(map(str, zstandard.ZSTD_VERSION))
 
 
+def _settle(ctime_ns: int) -> int:
+    """Wait until a write that began at ``ctime_ns`` has ended; return before when nothing needs to be waited for.
+
+    Only what was changed in this very moment is waited for, so a save waits once, if at all. A time in the future (of
+    a server whose clock is ahead) tells nothing.
+    """
+    now = now_ns()
+    wait = ctime_ns + _SETTLING_NS - now
+    if 0 < wait <= _SETTLING_NS:
+        time.sleep(wait / 1_000_000_000)
+        now += wait
+    return now - _SETTLING_NS
+
+
 def _same(a: os.stat_result, b: os.stat_result) -> bool:
     return (a.st_size, a.st_mtime_ns, a.st_ctime_ns, a.st_ino, a.st_mode) == (
         b.st_size,
@@ -267,7 +289,7 @@ def _judge(error: OSError, path: bytes) -> str:
     """Return why a file is not there as it was; raise SourceUnreadable if it is there and cannot be read."""
     if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}:
         return "vanished"
-    if error.errno in {errno.ELOOP, errno.ENXIO}:
+    if error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ESPIPE, errno.EAGAIN}:
         return "is no regular file any more"
     raise SourceUnreadable(f"cannot read a file: {error.strerror}", path=path, errno=error.errno) from None
 

@@ -124,7 +124,7 @@ def save(request: SaveRequest) -> SaveReport:
             if time.monotonic() >= deadline:
                 if request.wait_seconds:
                     raise LockTimeout(
-                        "another process is still saving this key",
+                        f"another process is still saving {key.text!r}",
                         expected=request.wait_seconds,
                         hint="it may still succeed; try again, or look for a process that hangs",
                     )

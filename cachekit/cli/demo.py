@@ -81,7 +81,12 @@ def demo(keep: bool, as_json: bool) -> int:
         )
         story.say("report it, with what is above and `cachekit --version`.")
     if keep:
-        commands = (f"cd {path}", "export CACHEKIT_STORE=$PWD/store", "cachekit ls", "cachekit ls --quarantine")
+        commands = (
+            f"cd {path}",
+            "export CACHEKIT_STORE=$PWD/store",
+            "cachekit ls",
+            "cachekit ls --quarantine",
+        )
         story.say("", "Kept. Look around with:")
         for line in commands:
             story.echo(f"  {line}")  # never folded: it is there to be copied

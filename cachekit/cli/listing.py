@@ -105,6 +105,14 @@ def show(name: str, store: str, whole: bool, files: bool, as_json: bool) -> int:
     return 0
 
 
+_COUNTED = {
+    "files": ("file",),
+    "directories": ("directory", "directories"),
+    "symlinks": ("symlink",),
+    "hardlinks": ("hard link",),
+}
+
+
 def _summary(data: dict[str, Any], path: bytes) -> list[tuple[str, object]]:
     platform = data["platform"]
     targets = ", ".join(
@@ -112,7 +120,9 @@ def _summary(data: dict[str, Any], path: bytes) -> list[tuple[str, object]]:
         + ("" if target["root"] == "root" else f" (in {target['root']})")
         for target in data["targets"]
     )
-    counts = ", ".join(f"{number} {kind}" for kind, number in data["counts"].items() if number)
+    counts = ", ".join(
+        count(data["counts"][kind], *words) for kind, words in _COUNTED.items() if data["counts"][kind]
+    )
     return [
         ("key", data["key"]),
         ("family", data["family"]),

@@ -54,7 +54,10 @@ class LazyGroup(click.Group):
 
 
 @click.command(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
 )
 @click.version_option(__version__, message="%(prog)s %(version)s", prog_name="cachekit")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
@@ -170,7 +173,7 @@ def _report(error: BaseException, told: dict[str, Any], arguments: list[str]) ->
         facts = _internal(error)
         lines = [printable(facts["message"]), *details(facts)]
     sys.stderr.write(f"cachekit: {kind}: " + "\n".join(lines) + "\n")
-    annotate(kind, lines[0])
+    annotate(kind, lines)
     if told.get("json") or (code == InvalidRequest.exit_code and _asks_for_json(arguments)):
         sys.stdout.write(to_json({"error": facts}) + "\n")
     sys.stdout.flush()

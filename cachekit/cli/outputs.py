@@ -60,16 +60,17 @@ def _text(value: object) -> str:
 
 def warn(message: str, *more: str) -> None:
     """Tell people, and GitHub Actions, of something that did not stop the work; ``more`` are lines below it."""
-    sys.stderr.write("\n".join([f"cachekit: warning: {printable(message)}", *more]) + "\n")
-    annotate("warning", message)
+    lines = [printable(message), *more]
+    sys.stderr.write("cachekit: warning: " + "\n".join(lines) + "\n")
+    annotate("warning", lines)
 
 
-def annotate(kind: str, message: str) -> None:
+def annotate(kind: str, lines: list[str]) -> None:
     """Print a warning or error where GitHub Actions shows it beside the job; nothing elsewhere.
 
-    On stderr, which the runner reads for commands as it does stdout: stdout is for data.
+    On stderr, which the runner reads for commands as it does stdout: stdout is for data. ``lines`` are printable.
     """
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        escaped = printable(message).replace("%", "%25")
+        escaped = "%0A".join(line.strip().replace("%", "%25") for line in lines)
         sys.stderr.write(f"::{kind} title=cachekit::{escaped}\n")
         sys.stderr.flush()

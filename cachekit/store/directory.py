@@ -73,7 +73,7 @@ class DirectoryStore:
 
     def prepare(self) -> None:
         """Make the store if it is missing, and remove what killed savers left. Raises StoreUnavailable, NoSpace."""
-        with self._trouble("prepare"):
+        with self._trouble("make"):
             layout.create(self.path)
         self.sweep()
 

@@ -18,8 +18,8 @@ __all__ = [
     "opened",
     "pread_exactly",
     "pwrite_all",
-    "reachable",
     "random_name",
+    "reachable",
     "remove_tree",
     "replace_file",
 ]

@@ -52,7 +52,7 @@ class TempFile:
             try:
                 if try_lock(self.fd) and os.fstat(self.fd).st_nlink == 1:
                     break
-            except OSError:
+            except BaseException:  # also of a signal
                 self.discard()
                 raise
             self.discard()

@@ -167,6 +167,7 @@ def make_staging(target: bytes, mode: str, entry: dict[str, str]) -> Staging:
     are made, and removed again by ``abandon``. Raises TargetNotWritable, NoSpace.
     """
     made = _make_parents(os.path.dirname(target), target)
+    path = b""
     try:
         target = real_place(target)
         info = os.lstat(target) if exists(target) else None
@@ -176,15 +177,17 @@ def make_staging(target: bytes, mode: str, entry: dict[str, str]) -> Staging:
         if info is not None:
             journal.mtime_ns = info.st_mtime_ns
         staging = _open_made(journal, info)
-    except OSError as error:
-        for one in reversed(made):
+    except BaseException as error:  # also of a signal: nobody else knows of the directories yet
+        for one in (path, *reversed(made)):
             with contextlib.suppress(OSError):
                 os.rmdir(one)
-        raise _refusal(error, target) from None
+        if isinstance(error, OSError):
+            raise _refusal(error, target) from None
+        raise
     staging._made = made  # noqa: SLF001 - the factory of the class
     try:
         journal.write(staging.fd)
-    except BaseException as error:  # also of a signal: nobody else knows of the directory yet
+    except BaseException as error:
         with contextlib.suppress(OSError):
             staging.abandon()
         staging.close()

@@ -7,6 +7,7 @@ anything is written; the control is `test_an_honest_entry_of_the_same_make_is_re
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -202,7 +203,7 @@ def test_planting_the_journal_of_an_unfinished_restore(place: Path, at: bytes) -
 
 def test_names_that_only_resemble_a_staging_directory(tmp_path: Path) -> None:
     """Files and directories named nearly as staging is are kept by a save and a restore like any others."""
-    spec = {
+    spec: dict[Any, Any] = {
         ".cachekit-": "x",
         ".cachekit-0123456789abcdef": {"y": "y"},
         ".cachekit-homes": {"z": "z"},

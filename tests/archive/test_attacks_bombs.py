@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -78,18 +79,29 @@ def test_an_index_or_frame_of_gigabytes_that_holds_nothing(place: Path, tmp_path
     refuse(place, entry.seal(packed={0: bytes(zeros)}), "frame is longer than what it holds", Damaged)
 
 
+def test_an_index_that_the_seal_does_not_name(place: Path) -> None:
+    """A whole index whose digest is not the seal's, or that has more bytes behind its last column, is refused."""
+    entry = entry_of([TREE, HONEST])
+    refuse(place, entry.seal(told={"index_sha256": "0" * 64}), "index's digest", Damaged)
+    refuse(place, entry.seal(index_bytes=lambda raw: raw + b"x"), "bytes follow the index", Damaged)
+
+
 def test_a_million_members_promised_and_ten_present(place: Path) -> None:
     """Counts that lie, in the seal or in the index, are refused by comparing them, not by making room for them."""
     members = [TREE, *(Member(b"tree/%d" % number) for number in range(9))]
     million = 1_000_000
     refuse(place, entry_of(members).seal(told={"members": million}), "count different members", Damaged)
     refuse(place, entry_of(members).seal(counts={"files": million}), "count different members", Damaged)
-    for at, told in ((8, million), (8, 1 << 60), (8, 2**64 - 1)):
+    for told in (million, 1 << 60, 2**64 - 1):
+        count = told.to_bytes(8, "little")
         altered = entry_of(members).seal(
-            index_bytes=lambda raw, at=at, told=told: raw[:at] + told.to_bytes(8, "little") + raw[at + 8 :],
-            told={"members": min(told, 2**32 - 1)},
+            index_bytes=functools.partial(_with_count, count), told={"members": min(told, 2**32 - 1)}
         )
         refuse(place, altered, "names for|ends before", Damaged)
+
+
+def _with_count(count: bytes, raw: bytes) -> bytes:
+    return raw[:8] + count + raw[16:]
 
 
 @pytest.mark.parametrize("field", range(6))

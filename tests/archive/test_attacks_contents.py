@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,15 @@ def test_a_size_that_lies(place: Path, size: int) -> None:
     lying = Member(b"tree/file", content=b"honest", size=size)
     for members in ([TREE, lying], [TREE, lying, Member(b"tree/next", content=b"next")]):
         refuse(place, entry_of(members).seal(), ".", Damaged)
+
+
+def test_a_place_that_lies(place: Path) -> None:
+    """A row that says another frame or offset than the sizes before it give is refused."""
+    for frames, offsets in (([0, 0, 1], [0, 512, 1]), ([0, 0, 0], [0, 512, 0]), ([0, 1, 1], [0, 0, 0])):
+        entry = entry_of([[TREE, HONEST], [Member(b"tree/next", content=b"next")]])
+        entry.index.frames[:] = array("I", frames)
+        entry.index.offsets[:] = array("I", offsets)
+        refuse(place, entry.seal(), "not where the sizes before it put it", Damaged)
 
 
 def test_a_sparse_size_that_lies(place: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,10 +79,12 @@ def test_an_entry_that_brings_a_bashrc(cli: Cli, beside: bool) -> None:
     if beside:
         members, targets = [TREE, HONEST, *members], [Target("root", b"tree"), *targets]
     path = file_entry(store, entry_of(members, targets).seal())
-    command = ["restore", "--key", KEY, "--store", store]
+    command: list[str | Path] = ["restore", "--key", KEY, "--store", store]
     for arguments in ([], ["tree"], ["--replace"], ["--in-place"]):
         result = cli(*command, *arguments).expect(8)
-        assert "~/.bashrc" in result.stderr or arguments == ["tree"]
+        assert (
+            "~/.bashrc" in result.stderr
+        )  # as what would be written too, or as what the entry holds instead
         assert not bashrc.exists()
         assert not (cli.cwd / "tree").exists()
     assert path.exists()
@@ -98,7 +101,7 @@ def test_an_entry_that_brings_a_file_of_etc(cli: Cli) -> None:
     victim = bytes(etc / "x")
     members = [TREE, HONEST, Member(b".cachekit-abs" + victim, content=b"evil")]
     file_entry(store, entry_of(members, [Target("root", b"tree"), Target("abs", victim[1:])]).seal())
-    command = ["restore", "--key", KEY, "--store", store]
+    command: list[str | Path] = ["restore", "--key", KEY, "--store", store]
     for arguments in ([], ["tree"]):
         assert str(etc / "x") in cli(*command, *arguments).expect(8).stderr
         assert not etc.exists()
@@ -111,12 +114,25 @@ def test_an_entry_saved_from_the_root_over_a_checkout_with_git(cli: Cli, mode: s
     """An entry of `.` is merged into a checkout, never put in its place: .git and the rest stay."""
     store, checkout = cli.cwd / "store", cli.cwd / "checkout"
     save_tree(store, make_tree(cli.cwd / "tree", {"built": "new", "sub": {"more": "new"}}))
-    git = {"HEAD": "ref: refs/heads/main", "objects": {"pack": {"p": b"x"}}}
+    git: dict[Any, Any] = {"HEAD": "ref: refs/heads/main", "objects": {"pack": {"p": b"x"}}}
     make_tree(checkout, {".git": git, "README": "mine", "built": "old", "sub": {"mine": "mine"}})
     with unchanged(checkout / ".git", checkout / "README", checkout / "sub" / "mine"):
         cli("restore", "--key", KEY, "--store", store, mode, cwd=checkout).expect(0)
     assert (checkout / "built").read_text() == (checkout / "sub" / "more").read_text() == "new"
     assert not [name for name in os.listdir(checkout) if name.startswith(".cachekit")]
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_a_target_that_became_a_checkout(cli: Cli, kind: str) -> None:
+    """A target that holds a .git here (a submodule's is a file) is only merged, with a warning that says why."""
+    store = cli.cwd / "store"
+    save_tree(store, make_tree(cli.cwd / "saved", {"lib": {"built": "new"}}), "lib")
+    git: Any = {"HEAD": "ref: refs/heads/main"} if kind == "directory" else "gitdir: ../.git/modules/lib"
+    make_tree(cli.cwd / "lib", {".git": git, "mine": "mine"})
+    with unchanged(cli.cwd / "lib" / ".git", cli.cwd / "lib" / "mine"):
+        result = cli("restore", "--key", KEY, "--store", store, "--replace").expect(0)
+    assert "merged, not replaced" in result.stderr
+    assert (cli.cwd / "lib" / "built").read_text() == "new"
 
 
 def test_two_targets_in_one_place(cli: Cli) -> None:

@@ -164,7 +164,7 @@ def test_a_sparse_file_of_several_frames_comes_back(tmp_path: Path) -> None:
     data = {
         MIB * offset: source.randbytes(MIB * length) for offset, length in ((1, 3), (10, 9), (40, 1), (63, 7))
     }
-    spec = {"big": Sparse(100 * MIB + 5, data), "z": "after"}
+    spec: dict[Any, Any] = {"big": Sparse(100 * MIB + 5, data), "z": "after"}
     tree = make_tree(tmp_path / "tree", spec)
     save_tree(tmp_path / "store", tree)
     for how in ("merge", "replace", "in-place"):
@@ -217,7 +217,7 @@ def test_targets_of_all_roots_come_back(tmp_path: Path, clean_surroundings: Path
 @pytest.mark.parametrize("how", MODES, ids=IDS)
 def test_single_files_and_links_come_back(tmp_path: Path, how: dict[str, Any]) -> None:
     """Targets that are a file, a symlink and a dangling one come back, over nothing and over others of their kind."""
-    spec = {
+    spec: dict[Any, Any] = {
         "file": File(b"new", 0o600),
         "link": Symlink("file"),
         "dangling": Symlink("nowhere"),

@@ -77,7 +77,13 @@ def test_ls_quarantine(store: Here) -> None:
 def test_show(store: Here) -> None:
     """A summary names key, platform, targets, members and sizes."""
     told = store("show", "npm-1").expect().stdout
-    for part in ("key          npm-1", "family       npm", "targets      t", "1 hardlinks", "identity"):
+    for part in (
+        "key          npm-1",
+        "family       npm",
+        "targets      t",
+        "1 file, 1 directory, 1 symlink, 1 hard link",
+        "identity",
+    ):
         assert part in told
 
 

@@ -158,6 +158,8 @@ def test_annotation_is_one_line(here: Here, monkeypatch: pytest.MonkeyPatch) -> 
     done = here("save", "--key", "k", "100%\n::add-mask::x").expect(8)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("::")]
     assert "100%25\\n::add-mask::x" in line
+    assert "%0Apath: " in line
+    assert "%0Ahint: " in line
 
 
 def test_stdout_has_only_data(saved: Here) -> None:

@@ -179,5 +179,10 @@ def test_any_encoding(cli: Cli, encoding: str) -> None:
     make_tree(cli.cwd, {"t": {"naïve-名前": b"1", b"\xff": b"2"}})
     cli("save", "--key=ключ", "t").expect()
     environment = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
-    for arguments in (["ls", "кл"], ["show", "ключ", "--files"], ["verify", "ключ"], ["restore", "--key=ключ"]):
+    for arguments in (
+        ["ls", "кл"],
+        ["show", "ключ", "--files"],
+        ["verify", "ключ"],
+        ["restore", "--key=ключ"],
+    ):
         cli(*arguments, env=environment).expect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +21,38 @@ from tests.support.snapshots import Snapshot, snapshot
 
 
 @dataclass(frozen=True)
-class Busy:
-    """A store, a root, and two trees that differ, `one` and `two`, whose target is `tree`."""
+class Sources:
+    """Two trees that differ, `one/tree` and `two/tree` below `base`, and a store with an entry of each."""
 
-    cli: Cli
     base: Path
     trees: dict[str, Snapshot]
 
     @classmethod
-    def make(cls, cli: Cli, base: Path, *, files: int, large: int) -> Busy:
-        """Make both trees below `base`."""
+    def make(cls, base: Path, *, files: int, large: int) -> Sources:
+        """Make and save them below `base`."""
         trees = {}
         for seed, name in enumerate(("one", "two"), 1):
-            tree = package_tree(base / name / "tree", files=files, seed=seed, large=large)
-            trees[name] = snapshot(tree)
+            trees[name] = snapshot(package_tree(base / name / "tree", files=files, seed=seed, large=large))
+            save(SaveRequest(name, ["tree"], str(base / "store"), root=str(base / name)))
+        return cls(base, trees)
+
+
+@dataclass(frozen=True)
+class Busy:
+    """A store and a root of one test, and where its trees come from; their target is `tree`."""
+
+    cli: Cli
+    base: Path
+    sources: Path
+    trees: dict[str, Snapshot]
+
+    @classmethod
+    def make(cls, cli: Cli, base: Path, sources: Sources, *, saved: bool) -> Busy:
+        """Make a root below `base`, and with `saved` a store with the entries `one` and `two`."""
         (base / "root").mkdir()
-        return cls(cli, base, trees)
+        if saved:
+            shutil.copytree(sources.base / "store", base / "store")
+        return cls(cli, base, sources.base, sources.trees)
 
     @property
     def store(self) -> Path:
@@ -54,7 +71,9 @@ class Busy:
 
     def save(self, name: str, key: str | None = None, *, force: bool = False) -> SaveReport:
         """Save one of the trees, here and now."""
-        request = SaveRequest(key or name, ["tree"], str(self.store), root=str(self.base / name), force=force)
+        request = SaveRequest(
+            key or name, ["tree"], str(self.store), root=str(self.sources / name), force=force
+        )
         return save(request)
 
     def restore(self, key: str, root: Path | None = None, *, replace: bool = True) -> RestoreReport:
@@ -68,7 +87,7 @@ class Busy:
     def start_save(self, name: str, key: str, *more: str) -> Running:
         """Start a child that saves one of the trees."""
         return self.cli.start(
-            "save", "--store", self.store, "--root", self.base / name, "--key", key, "tree", *more
+            "save", "--store", self.store, "--root", self.sources / name, "--key", key, "tree", *more
         )
 
     def start_restore(self, key: str, *more: str, root: Path | None = None) -> Running:

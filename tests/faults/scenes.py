@@ -108,9 +108,7 @@ def saved(store: Path, root: Path, key: str, *paths: str, **more: Any) -> SaveRe
 def try_restore(store: Path, root: Path, key: str, *paths: str, **more: Any) -> RestoreReport | CachekitError:
     """Restore in this process; return the report, or the error."""
     try:
-        return restore(
-            RestoreRequest(key=key, store=str(store), root=str(root), paths=list(paths), **more)
-        )
+        return restore(RestoreRequest(key=key, store=str(store), root=str(root), paths=list(paths), **more))
     except CachekitError as error:
         return error
 
@@ -132,9 +130,7 @@ def error_of(result: Result) -> dict[str, Any]:
 
 def staging_in(*directories: Path) -> list[Path]:
     """Return the staging directories directly in these directories."""
-    return [
-        path for directory in directories if directory.is_dir() for path in directory.glob(".cachekit-*")
-    ]
+    return [path for directory in directories if directory.is_dir() for path in directory.glob(".cachekit-*")]
 
 
 def cut(entry: Path, keep: float = 0.5) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -68,7 +69,19 @@ def save_while(change: Callable[[Path], None], disk: Flaky, store: Path, cli: Cl
     """Save the tree; make the change between the walk and the reading of all but the first file."""
     disk.set_fault("read", match="000-slow", delay=0.7)
     part_of_store(store, "tmp").mkdir(parents=True, exist_ok=True)
-    command = ("save", "--store", store, "--key", "k-1", "--root", disk.mount, "tree", "--changed", how, "--json")
+    command = (
+        "save",
+        "--store",
+        store,
+        "--key",
+        "k-1",
+        "--root",
+        disk.mount,
+        "tree",
+        "--changed",
+        how,
+        "--json",
+    )
     with cli.start(*command) as running:
         polled(lambda: reserved(store), "the walk has ended", lambda: running.alive)
         change(disk.backing / "tree")
@@ -134,7 +147,9 @@ def test_a_small_file_that_changed_once(
     restored(store, tmp_path / "out", "k-1")
     (disk.backing / "tree" / "new").unlink(missing_ok=True)
     assert_same_tree(
-        disk.backing / "tree", tmp_path / "out" / "tree", ignore=["root", "mtime_ns"] if change is swap else []
+        disk.backing / "tree",
+        tmp_path / "out" / "tree",
+        ignore=["root", "mtime_ns"] if change is swap else [],
     )
 
 
@@ -148,10 +163,11 @@ def test_a_small_file_that_is_no_longer_there(
     assert error["id"] == "source-changed"
     assert error["path"] == "tree/victim"
     assert_clean(store, 0)
-    removed(disk.backing / "tree" / "victim") if (disk.backing / "tree" / "victim").is_dir() else (
-        disk.backing / "tree" / "victim"
-    ).unlink(missing_ok=True)
-    (disk.backing / "tree" / "victim").write_bytes(b"v" * 60_000)
+    victim = disk.backing / "tree" / "victim"
+    if victim.is_dir():
+        removed(victim)
+    victim.unlink(missing_ok=True)
+    victim.write_bytes(b"v" * SIZES["victim"])
     result = save_while(lambda tree: change(tree / "victim"), disk, store, cli, "skip").expect(0)
     assert result.json()["changed"] == ["tree/victim"]
     assert "left out" in result.stderr
@@ -171,7 +187,16 @@ def test_a_large_file_that_changes(
     """A file of several frames is never put together from two states: exit 8 with its path, or left out."""
     where = disk.mount / "tree" if absolute else "tree"
     part_of_store(store, "tmp").mkdir(parents=True, exist_ok=True)
-    command = ("save", "--store", store, "--key", "k-1", "--root", tmp_path if absolute else disk.mount, where)
+    command = (
+        "save",
+        "--store",
+        store,
+        "--key",
+        "k-1",
+        "--root",
+        tmp_path if absolute else disk.mount,
+        where,
+    )
     disk.set_fault("read", match=LARGE, delay=0.1)
     with cli.start(*command, "--json") as running:
         polled(lambda: reserved(store), "the walk has ended", lambda: running.alive)
@@ -208,7 +233,8 @@ HAMMER = """
 import os, sys, time
 path, way, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 number = 0
-fd = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if way == "append" else 0))
+if way in ("append", "rewrite"):
+    fd = os.open(path, os.O_WRONLY | (os.O_APPEND if way == "append" else 0))
 while True:
     number += 1
     state = b"%09d\\n" % number
@@ -225,6 +251,7 @@ while True:
         os.rename(path, path + ".away")
         time.sleep(0.0002)
         os.rename(path + ".away", path)
+        time.sleep(0.0002)
 """
 
 
@@ -244,8 +271,13 @@ def hammering(path: Path, way: str, size: int = 0) -> Iterator[Running]:
 
 
 @pytest.mark.parametrize("changed", ["refuse", "skip"])
-@pytest.mark.parametrize("size", [100_000, 4_000_000, 20_000_000])
-@pytest.mark.parametrize("way", ["rewrite", "append", "replace", "flicker"])
+@pytest.mark.parametrize(
+    ("way", "size"),
+    [
+        ("rewrite", 4_000_000),
+        *itertools.product(["rewrite", "append", "replace", "flicker"], [100_000, 20_000_000]),
+    ],
+)
 def test_a_file_that_never_rests(way: str, size: int, changed: str, tmp_path: Path, cli: Cli) -> None:
     """Whatever is done to a file meanwhile: named and refused, or left out, or published in one of its states."""
     store = tmp_path / "store"
@@ -254,7 +286,7 @@ def test_a_file_that_never_rests(way: str, size: int, changed: str, tmp_path: Pa
     excluded = ("--exclude", "victim.new", "--exclude", "victim.away")
     command = ("save", "--store", store, "--key", "k-1", "tree", "--changed", changed, "--json", *excluded)
     with hammering(tree / "sub" / "victim", way, size):
-        for _ in range(3):
+        for _ in range(2):
             before = entries(store)
             result = cli(*command, "--force").expect(0, 8)
             if result.code:
@@ -280,7 +312,9 @@ def assert_one_state(content: bytes, way: str, size: int) -> None:
     if way == "append":
         start_lines = size // 10
         assert set(lines[:start_lines]) == {b"%09d\n" % 0}
-        assert lines[start_lines:] == [b"%09d\n" % number for number in range(1, len(lines) - start_lines + 1)]
+        assert lines[start_lines:] == [
+            b"%09d\n" % number for number in range(1, len(lines) - start_lines + 1)
+        ]
     else:
         assert len(content) == size
         assert len(set(lines)) == 1, f"torn: {sorted(set(lines))[:5]}"

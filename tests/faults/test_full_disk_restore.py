@@ -94,7 +94,7 @@ def test_another_writer_fills_the_disk_meanwhile(kind: str, mode: str, tmp_path:
         if mode != "absent":
             tree_at(target.parent, OLD)
         disk.fill(16 * MIB)
-        slow.set_fault("read", delay=0.04)
+        slow.set_fault("read", delay=0.2)
         how = "--replace" if mode == "replace" else "--merge"
         with (
             unchanged(target),
@@ -103,9 +103,7 @@ def test_another_writer_fills_the_disk_meanwhile(kind: str, mode: str, tmp_path:
             ) as running,
         ):
             staged = disk.path / "root"
-            polled(
-                lambda: any(staged.glob(".cachekit-*/new/file*")), "the first file", lambda: running.alive
-            )
+            polled(lambda: any(staged.glob(".cachekit-*/new/file*")), "the first file", lambda: running.alive)
             disk.fill(0)
             result = running.wait().expect(5)
         assert "became full" in result.stderr

@@ -70,7 +70,9 @@ def test_a_room_smaller_than_the_archive_is_refused(kind: str, content: str, tmp
         refusals = in_steps(disk, store, tmp_path, archive, "new-")
         assert len(refusals) == len(PERCENTS)
         foretold = [error.fields for error in refusals if "short_by" in error.fields]
-        if kind != "btrfs":  # takes nothing at all below 2 MiB, so there it fails before anything can be compared
+        if (
+            kind != "btrfs"
+        ):  # takes nothing at all below 2 MiB, so there it fails before anything can be compared
             assert len(foretold) >= len(PERCENTS) * 3 // 4
         for fields in foretold:
             need, have, short = fields["need"], fields["have"], fields["short_by"]
@@ -86,8 +88,9 @@ def test_a_room_smaller_than_the_archive_is_refused(kind: str, content: str, tmp
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_disk_that_becomes_full_while_writing(kind: str, tmp_path: Path) -> None:
     """Where the family promised a small archive and a large one comes, writing fails and nothing is left."""
-    tree_at(tmp_path, zero_files(30, 200 * KIB), "zeros")
-    tree_at(tmp_path, random_files(24, 200 * KIB))
+    size = 200 * KIB if kind == "btrfs" else 90 * KIB  # btrfs has no use for the last two megabytes
+    tree_at(tmp_path, zero_files(24, size), "zeros")
+    tree_at(tmp_path, random_files(24, size))
     archive = saved(tmp_path / "measure", tmp_path, "a-1").archive_bytes
     with of_kind(kind) as disk:
         store = disk.path / "store"
@@ -114,7 +117,7 @@ def test_the_command_says_need_have_and_short_by(kind: str, tmp_path: Path, cli:
         assert error["short_by"] == error["need"] - error["have"]
         assert "short by" in refused.stderr
         assert "hint:" in refused.stderr
-        assert cli("save", "--store", store, "--key", "new-1", "tree", "--soft-fail").expect(0)
+        cli("save", "--store", store, "--key", "new-1", "tree", "--soft-fail").expect(0)
         cli("verify", "--store", store, "--all").expect(0)
         cli("restore", "--store", store, "--key", "old-1", "--root", tmp_path / "out").expect(0)
 
@@ -146,7 +149,9 @@ def test_the_room_is_reserved_and_given_back(kind: str, tmp_path: Path, cli: Cli
         with cli.start(
             "save", "--store", store, "--key", "a-1", "--root", source.mount, "tree", "--json"
         ) as running:
-            polled(lambda: before - free_bytes(disk.path) > 11 * MIB, "the reservation", lambda: running.alive)
+            polled(
+                lambda: before - free_bytes(disk.path) > 11 * MIB, "the reservation", lambda: running.alive
+            )
             (unfinished,) = leftovers(store)
             assert (part_of_store(store, "tmp") / unfinished).stat().st_size < 4 * MIB
             report = running.wait().expect(0).json()
@@ -226,5 +231,7 @@ def test_an_entry_on_a_full_disk_is_still_found_to_exist(tmp_path: Path, cli: Cl
     with filesystems.tmpfs() as disk:
         cli("save", "--store", disk.path / "store", "--key", "a-1", "tree").expect(0)
         disk.fill(0)
-        report = cli("save", "--store", disk.path / "store", "--key", "a-1", "tree", "--json").expect(0).json()
+        report = (
+            cli("save", "--store", disk.path / "store", "--key", "a-1", "tree", "--json").expect(0).json()
+        )
         assert report["status"] == "exists"

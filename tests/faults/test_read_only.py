@@ -105,7 +105,10 @@ def test_a_remembered_entry_is_replaced_when_the_store_can_be_written(tmp_path: 
         restore = ("restore", "--store", store, "--key", "k-1", "--root", tmp_path / "out", "--json")
         with turned_read_only(disk):
             assert cli(*restore).expect(0).json()["status"] == "refused"
-        assert cli("save", "--store", store, "--key", "k-1", "tree", "--json").expect(0).json()["status"] == "saved"
+        assert (
+            cli("save", "--store", store, "--key", "k-1", "tree", "--json").expect(0).json()["status"]
+            == "saved"
+        )
         assert_clean(store, 1)
         assert cli(*restore).expect(0).json()["status"] == "exact"
         assert_same_tree(tree, tmp_path / "out" / "tree")

@@ -174,7 +174,18 @@ def test_a_merge(place: Place, store: Path) -> None:
 
 def test_a_replacement(place: Place, store: Path) -> None:
     """Replacing leaves exactly the entry's tree; twice is the same."""
-    command = ("restore", "--store", store, "--key", "k-1", "--root", place.root, "tree", "--json", "--replace")
+    command = (
+        "restore",
+        "--store",
+        store,
+        "--key",
+        "k-1",
+        "--root",
+        place.root,
+        "tree",
+        "--json",
+        "--replace",
+    )
     report = place.cli(*command).expect(0).json()
     assert set(report["commit"].values()) == place.replace
     assert not report["warnings"]
@@ -312,7 +323,9 @@ def test_a_target_that_is_no_directory(old: str, store: Path, tmp_path: Path, cl
         assert cli(*command, "--replace", "--json").expect(0).json()["status"] == "refused"
         assert snapshot(place) == before
         saved(store, store.parent / "source", "k-2")
-        report = cli("restore", "--store", store, "--key", "k-2", "tree", "--replace", "--json").expect(0).json()
+        report = (
+            cli("restore", "--store", store, "--key", "k-2", "tree", "--replace", "--json").expect(0).json()
+        )
         assert report["commit"] in ({"tree": "exchange"}, {"tree": "rename"})
     assert_same_tree(store.parent / "source" / "tree", place)
     assert not staging_in(tmp_path)
@@ -337,7 +350,9 @@ def test_an_empty_directory_is_taken_by_rename(store: Path, tmp_path: Path, cli:
         root = tmp_path / str(number)
         (root / "tree").mkdir(parents=True)
         (root / "tree").chmod(0o555)
-        report = cli("restore", "--store", store, "--key", "k-1", "--root", root, mode, "--json").expect(0).json()
+        report = (
+            cli("restore", "--store", store, "--key", "k-1", "--root", root, mode, "--json").expect(0).json()
+        )
         assert report["commit"] == {"tree": "rename"}
         assert_same_tree(store.parent / "source" / "tree", root / "tree")
 
@@ -360,7 +375,9 @@ def _home(root: Path, cli: Cli) -> tuple[Path, Cli]:
     return root, Cli(root / "tree", root)
 
 
-@pytest.mark.parametrize("make", [_checkout, _current, _above_current, _home], ids=lambda make: make.__name__[1:])
+@pytest.mark.parametrize(
+    "make", [_checkout, _current, _above_current, _home], ids=lambda make: make.__name__[1:]
+)
 def test_what_holds_more_than_a_cache_is_only_merged(
     make: Callable[[Path, Cli], tuple[Path, Cli]], store: Path, tmp_path: Path, cli: Cli
 ) -> None:
@@ -370,13 +387,17 @@ def test_what_holds_more_than_a_cache_is_only_merged(
     root, own = make(root, cli)
     kept = {path for path in target.rglob("*") if path.is_file()} - {target / "was-file"}
     kept -= set((target / "sub" / "was-dir").rglob("*"))
-    result = own("restore", "--store", store, "--key", "k-1", "--root", root, "tree", "--replace", "--json").expect(0)
+    result = own(
+        "restore", "--store", store, "--key", "k-1", "--root", root, "tree", "--replace", "--json"
+    ).expect(0)
     report = result.json()
     assert any("merged, not replaced" in warning for warning in report["warnings"])
     assert "merged, not replaced" in result.stderr
     assert all(path.exists() for path in kept)
     assert (target / "changed").read_bytes() == b"new"
-    own("restore", "--store", store, "--key", "k-1", "--root", root, "tree", "--in-place", "--replace").expect(0)
+    own(
+        "restore", "--store", store, "--key", "k-1", "--root", root, "tree", "--in-place", "--replace"
+    ).expect(0)
     assert all(path.exists() for path in kept)
     flip(entries(store)[0], 100)
     before = {path: path.stat().st_mtime_ns for path in kept}
@@ -403,5 +424,3 @@ def merged_without_root(new: Path, old: Path) -> None:
     for path, one in snapshot(new).items():
         if one.kind == "file":
             assert (old / os.fsdecode(path)).read_bytes() == (new / os.fsdecode(path)).read_bytes()
-
-

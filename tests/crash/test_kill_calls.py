@@ -1,0 +1,106 @@
+"""Killed before any single call that changes the file system, not only at the numbered steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cachekit.targets import commit
+from tests.crash.scene import PLACES, Scene, content, die_at, seen
+from tests.crash.test_kill_steps import WAYS, Way, assert_ended
+from tests.support.capabilities import requires
+
+CALLS = "rename replace unlink rmdir mkdir link symlink chmod fchmod utime ftruncate pwrite".split()
+OFTEN = 7
+"""Of so many calls one is tried, another one each time by the random order of tests; all of them under `stress`."""
+
+
+def die_before_call(number: int, action: Callable[[], object]) -> int:
+    """Do something in a forked child that dies before its `number`-th changing call; 0 if there are fewer."""
+    left = [number]
+
+    def armed(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **named)
+
+        return call
+
+    def act() -> None:
+        for name in CALLS:
+            setattr(os, name, armed(getattr(os, name)))
+        commit.exchange = armed(commit.exchange)
+        commit.rename_noreplace = armed(commit.rename_noreplace)
+        action()
+
+    return die_at("", act)
+
+
+def check(way: Way, placed: Scene) -> None:
+    """Recover, and see the old tree or the new one and nothing else; the root's time aside if only that is lost."""
+    old = placed.old if way.place != "absent" else {}
+    before = seen(placed.target)
+    if way.whole:
+        assert content(before) in (content(old), content(placed.new))
+    lines = placed.recover(named=True)
+    assert {line.result for line in lines} <= {"finished", "rolled-back"}, lines
+    new = not old or content(seen(placed.target)) == content(way.final(old, placed.new))
+    if way.place == "absent" and not seen(placed.target):
+        new = False
+    if way.place == "mounted":
+        # Removing staging inside the target touches it last of all: a kill just then leaves that mark, and no more.
+        assert content(seen(placed.target)) == content(way.final(old, placed.new) if new else old)
+        assert placed.leftovers() == []
+        return
+    assert_ended(way, placed, old, "" if new else "restore.opened")
+
+
+def kill_all(scene: Scene, way: Way, first: int, stride: int) -> int:
+    """Kill before every `stride`-th call from the `first` on; return how many there were."""
+    number, tried = first, 0
+    while True:
+        root = scene.root / str(number)
+        root.mkdir()
+        with PLACES[way.place](scene.at(root)) as placed:
+            code = die_before_call(number, lambda: placed.restore(way.mode, extras=way.extras))
+            assert code in (0, -9)
+            if code == 0:
+                return tried
+            check(way, placed)
+        tried += 1
+        number += stride
+
+
+ALL = [
+    pytest.param(name, marks=requires(*way.needs) if way.needs else ())
+    for name, way in WAYS.items()
+    if name != "replace-no-exchange"
+]
+
+
+@pytest.mark.parametrize("way", ALL)
+def test_killed_before_some_calls(scene: Scene, way: str) -> None:
+    """Wherever it is killed, `recover` makes the target the old tree or the new one, whole."""
+    first = 1 + int.from_bytes(os.urandom(1), "big") % OFTEN
+    print(f"from call {first} on, every {OFTEN}th")
+    assert kill_all(scene, WAYS[way], first, OFTEN) > 3
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("way", ALL)
+def test_killed_before_every_call(scene: Scene, way: str) -> None:
+    """The same for every single call."""
+    assert kill_all(scene, WAYS[way], 1, 1) > 30
+
+
+@requires("overlay")
+def test_killed_before_every_call_of_a_commit_by_files(scene: Scene) -> None:
+    """Where names are moved one by one out of a lower layer, no call at all may be the last one."""
+    assert kill_all(scene, WAYS["replace-lower"], 60, 1) > 30
