@@ -100,13 +100,11 @@ def run(arguments: list[str]) -> int:
     with contextlib.suppress(ValueError):  # not in the main thread
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _on_terminate)
-    told: dict[str, Any] = {}  # which of --debug, --json and --soft-fail were given, and whether all is done
+    told: dict[str, Any] = {}  # which of --debug, --json and --soft-fail were given
     try:
         try:
             return _invoke(arguments, told)
-        except (Exception, KeyboardInterrupt) as error:
-            if isinstance(error, OSError) and (isinstance(error, BrokenPipeError) or told.get("done")):
-                raise
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last resort, told as what it is
             if isinstance(error, OSError):
                 sys.stdout.flush()  # raises again if it was the output that could not be written
             return _report(error, told, arguments)
@@ -143,7 +141,6 @@ def _invoke(arguments: list[str], told: dict[str, Any]) -> int:
             result = cli.invoke(context)
     except click.exceptions.Exit as error:
         result = error.exit_code
-    told["done"] = True
     sys.stdout.flush()
     return result if isinstance(result, int) else 0
 

@@ -106,7 +106,9 @@ def test_key_goes_before_a_file_of_the_same_name(here: Here, saved: Path) -> Non
     make_tree(here.root, {"k": b"no archive", "a": {"b": {}}})
     here.save("a/b", "t")
     here("verify", "k", "a/b").expect()
+    here.save("./k", "t")
     here("verify", "./k").expect(4)
+    here("show", "./k").expect(4)
 
 
 @pytest.mark.parametrize(

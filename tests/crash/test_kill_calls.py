@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 
-from cachekit.targets import commit
+from cachekit.targets import commit as committing
 from tests.crash.scene import PLACES, Scene, content, die_at, seen
 from tests.crash.test_kill_steps import WAYS, Way, assert_ended
 from tests.support.capabilities import requires
 
 CALLS = "rename replace unlink rmdir mkdir link symlink chmod fchmod utime ftruncate pwrite".split()
-OFTEN = 7
-"""Of so many calls one is tried, another one each time by the random order of tests; all of them under `stress`."""
 
 
 def die_before_call(number: int, action: Callable[[], object]) -> int:
@@ -35,8 +33,8 @@ def die_before_call(number: int, action: Callable[[], object]) -> int:
     def act() -> None:
         for name in CALLS:
             setattr(os, name, armed(getattr(os, name)))
-        commit.exchange = armed(commit.exchange)
-        commit.rename_noreplace = armed(commit.rename_noreplace)
+        for name in ("exchange", "rename_noreplace"):
+            setattr(committing, name, armed(getattr(committing, name)))
         action()
 
     return die_at("", act)
@@ -61,46 +59,26 @@ def check(way: Way, placed: Scene) -> None:
     assert_ended(way, placed, old, "" if new else "restore.opened")
 
 
-def kill_all(scene: Scene, way: Way, first: int, stride: int) -> int:
-    """Kill before every `stride`-th call from the `first` on; return how many there were."""
-    number, tried = first, 0
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(name, marks=requires(*one.needs) if one.needs else ())
+        for name, one in WAYS.items()
+        if name != "replace-no-exchange"
+    ],
+)
+def test_killed_before_every_call(scene: Scene, way: str) -> None:
+    """Wherever it is killed, `recover` makes the target the old tree or the new one, whole."""
+    one, number = WAYS[way], 0
     while True:
+        number += 1
         root = scene.root / str(number)
         root.mkdir()
-        with PLACES[way.place](scene.at(root)) as placed:
-            code = die_before_call(number, lambda: placed.restore(way.mode, extras=way.extras))
+        with PLACES[one.place](scene.at(root)) as placed:
+            code = die_before_call(number, lambda: placed.restore(one.mode, extras=one.extras))
             assert code in (0, -9)
             if code == 0:
-                return tried
-            check(way, placed)
-        tried += 1
-        number += stride
-
-
-ALL = [
-    pytest.param(name, marks=requires(*way.needs) if way.needs else ())
-    for name, way in WAYS.items()
-    if name != "replace-no-exchange"
-]
-
-
-@pytest.mark.parametrize("way", ALL)
-def test_killed_before_some_calls(scene: Scene, way: str) -> None:
-    """Wherever it is killed, `recover` makes the target the old tree or the new one, whole."""
-    first = 1 + int.from_bytes(os.urandom(1), "big") % OFTEN
-    print(f"from call {first} on, every {OFTEN}th")
-    assert kill_all(scene, WAYS[way], first, OFTEN) > 3
-
-
-@pytest.mark.stress
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("way", ALL)
-def test_killed_before_every_call(scene: Scene, way: str) -> None:
-    """The same for every single call."""
-    assert kill_all(scene, WAYS[way], 1, 1) > 30
-
-
-@requires("overlay")
-def test_killed_before_every_call_of_a_commit_by_files(scene: Scene) -> None:
-    """Where names are moved one by one out of a lower layer, no call at all may be the last one."""
-    assert kill_all(scene, WAYS["replace-lower"], 60, 1) > 30
+                break
+            check(one, placed)
+    print(f"{number} calls")
+    assert number > 50

@@ -20,14 +20,32 @@ from cachekit.errors import CachekitError
 from cachekit.model import RestoreReport, SaveReport
 from tests.support import filesystems
 from tests.support.capabilities import requires
+from tests.support.flaky import Flaky
 from tests.support.processes import Result, wait_until
 from tests.support.snapshots import fingerprint
-from tests.support.trees import Dir, File, Spec, make_tree
+from tests.support.trees import Dir, File, Spec, Symlink, make_tree
 
 KIB = 1 << 10
 MIB = 1 << 20
 KINDS = [pytest.param(kind, marks=requires(kind)) for kind in filesystems.KINDS]
 PERCENTS = range(5, 100, 5)
+
+NEW: dict[Any, Any] = {
+    "same": b"the same in both",
+    "changed": b"new",
+    "sub": Dir({"deep": Dir({"leaf": b"new leaf"}), "link": Symlink("deep/leaf"), "was-dir": b"a file"}),
+    "was-file": Dir({"inside": b"x"}),
+    "fresh": Dir({"file": b"fresh"}, mode=0o750),
+}
+OLD: dict[Any, Any] = {
+    "same": b"the same in both",
+    "changed": b"old",
+    "sub": Dir({"deep": Dir({"leaf": b"old leaf", "extra": b"1"}), "was-dir": Dir({"gone": b"x"})}),
+    "was-file": b"a file",
+    "extra-dir": Dir({"extra": b"2", "below": Dir({"extra": b"3"})}),
+    "extra": b"4",
+}
+EXTRA = ("sub/deep/extra", "extra-dir/extra", "extra-dir/below/extra", "extra")
 
 
 def random_files(count: int, size: int, seed: int = 1) -> dict[Any, Spec]:
@@ -48,6 +66,10 @@ def text_files(count: int, size: int, seed: int = 1) -> dict[Any, Spec]:
 def zero_files(count: int, size: int) -> dict[Any, Spec]:
     """Describe files of zeros, really written: they become next to nothing."""
     return {f"zeros-{number:03}": File(bytes(size)) for number in range(count)}
+
+
+SMALL = random_files(6, 30 * KIB) | {"sub": {"text": b"text\n" * 99}}
+LARGE = random_files(40, MIB)
 
 
 def part_of_store(store: Path, name: str) -> Path:
@@ -76,6 +98,12 @@ def assert_clean(store: Path, entry_count: int) -> None:
     wait_until(lambda: not leftovers(store), f"no leftover in {store}")
     verdicts = list(verify(VerifyRequest([], str(store), every=True)))
     assert [verdict.error for verdict in verdicts] == [None] * entry_count
+
+
+def is_clean(disk: Flaky, count: int) -> None:
+    """Fail unless the store in the flaky mount holds so many whole entries, once the disk is well again."""
+    disk.clear()
+    assert_clean(disk.mount / "store", count)
 
 
 @contextmanager

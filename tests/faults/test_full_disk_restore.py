@@ -82,8 +82,15 @@ def test_a_room_smaller_than_the_tree_is_refused(kind: str, mode: str, tmp_path:
 
 
 @requires("fuse")
-@pytest.mark.parametrize("mode", ["absent", "merge", "replace"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        pytest.param("tmpfs", "absent", marks=requires("tmpfs")),
+        pytest.param("ext4", "merge", marks=requires("ext4")),
+        pytest.param("xfs", "replace", marks=requires("xfs")),
+        pytest.param("btrfs", "merge", marks=requires("btrfs")),
+    ],
+)
 def test_another_writer_fills_the_disk_meanwhile(kind: str, mode: str, tmp_path: Path, cli: Cli) -> None:
     """When the disk becomes full while the entry is unpacked: exit 5, the target as it was, staging gone."""
     tree_at(tmp_path, random_files(12, MIB))
@@ -105,6 +112,7 @@ def test_another_writer_fills_the_disk_meanwhile(kind: str, mode: str, tmp_path:
             staged = disk.path / "root"
             polled(lambda: any(staged.glob(".cachekit-*/new/file*")), "the first file", lambda: running.alive)
             disk.fill(0)
+            slow.clear()
             result = running.wait().expect(5)
         assert "became full" in result.stderr
         assert "the target is as it was" in result.stderr

@@ -156,6 +156,8 @@ def test_any_pattern_compiles(pattern: str, path: str) -> None:
         ("a?c", ["abc", "aéc"], ["ac", "a/c", "abbc"]),
         ("[a-c]x", ["ax", "d/bx"], ["dx", "-x"]),
         ("[!a]x", ["bx", "éx"], ["ax"]),
+        ("a[!b]c", ["axc"], ["abc", "a/c"]),
+        ("a[.-0]c", ["a.c", "a0c"], ["a/c"]),
         ("[]a]", ["]", "a"], ["b"]),
         ("[!]]", ["a"], ["]"]),
         ("[[a]", ["[", "a"], ["b"]),
