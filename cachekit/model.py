@@ -11,7 +11,10 @@ from typing import Literal
 from cachekit.errors import InvalidRequest
 
 __all__ = [
+    "JOURNAL_NAME",
     "ROOT_PREFIX",
+    "STAGED",
+    "STAGING_PREFIX",
     "EntryIdentity",
     "Key",
     "Platform",
@@ -30,6 +33,12 @@ RootName = Literal["root", "home", "abs"]
 ROOT_PREFIX: dict[RootName, bytes] = {"root": b"", "home": b".cachekit-home/", "abs": b".cachekit-abs/"}
 
 MAX_KEY_BYTES = 512
+
+#: Names around a target that is being restored: the staging directory's beginning, the journal in it, the new tree in
+#: it. A walk leaves such directories out, an entry may not bring them.
+STAGING_PREFIX = b".cachekit-"
+JOURNAL_NAME = "journal.json"
+STAGED = b"new"
 
 
 @dataclass(frozen=True, slots=True, order=True)

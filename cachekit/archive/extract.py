@@ -13,8 +13,9 @@ from xxhash import xxh3_128_digest
 from cachekit.archive.check import check_members
 from cachekit.archive.format import DIRECTORY, FILE, FRAME_SIZE, HARDLINK, LINK_KINDS, parts
 from cachekit.archive.read import Archive
-from cachekit.archive.unpack import STAGED, Destination, Unpacker, WriteOptions
+from cachekit.archive.unpack import Destination, Unpacker, WriteOptions
 from cachekit.errors import Damaged
+from cachekit.model import STAGED
 from cachekit.system.files import open_directory, reachable
 from cachekit.system.workers import open_pool
 

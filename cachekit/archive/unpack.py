@@ -16,13 +16,10 @@ from cachekit.archive.format import BLOCK, DIRECTORY, FILE, FRAME_SIZE, HARDLINK
 from cachekit.archive.index import Segments
 from cachekit.archive.read import Archive, decompress
 from cachekit.errors import Damaged
-from cachekit.model import ROOT_PREFIX, Target
+from cachekit.model import ROOT_PREFIX, STAGED, Target
 from cachekit.system.files import open_directory, pwrite_all, reachable
 
-__all__ = ["STAGED", "Destination", "Unpacker", "WriteOptions"]
-
-#: The name of a target's tree inside its staging directory.
-STAGED = b"new"
+__all__ = ["Destination", "Unpacker", "WriteOptions"]
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PART = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

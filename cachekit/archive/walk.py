@@ -31,10 +31,10 @@ from cachekit.archive.format import (
 from cachekit.archive.index import Index, Segments
 from cachekit.archive.names import Roots
 from cachekit.errors import NameConflict, NothingMatched, SourceUnreadable, UnfinishedTarget
-from cachekit.model import ROOT_PREFIX, Target
+from cachekit.model import JOURNAL_NAME, ROOT_PREFIX, STAGING_PREFIX, Target
 from cachekit.system.files import open_directory
 
-__all__ = ["FRAME_JOB", "PART_JOB", "STAGING_PREFIX", "Walk", "find_segments"]
+__all__ = ["FRAME_JOB", "PART_JOB", "Walk", "find_segments"]
 
 #: A frame that holds FRAME_MINIMUM bytes is cut after a member whose path hash is below this: 1 path in 256. Frames of
 #: small files come out at 1 to 3 MiB, and an edit changes frames only up to the next such path.
@@ -45,9 +45,6 @@ FRAME_JOB, PART_JOB = 0, 1
 #: A file must be longer than this to be looked at for holes: ext4 and btrfs keep tiny files without any block.
 _SPARSE_MINIMUM = 4096
 
-#: What a restore stages in; a directory of this kind is never part of anybody's tree.
-STAGING_PREFIX = b".cachekit-"
-JOURNAL_NAME = b"journal.json"
 #: In a journal (``targets.journal``): names were being moved, so the tree around it is neither old nor new.
 _BEGUN = re.compile(rb'"phase": "(committing|extras-gone|in-place)"')
 
@@ -190,7 +187,9 @@ class Walk:
             return True
         if name.startswith(STAGING_PREFIX):
             try:
-                journal = os.open(name + b"/" + JOURNAL_NAME, os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
+                journal = os.open(
+                    name + b"/" + os.fsencode(JOURNAL_NAME), os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd
+                )
             except OSError:
                 return False
             with open(journal, "rb") as file:

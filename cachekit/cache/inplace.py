@@ -15,15 +15,14 @@ from cachekit.archive.content import content_digest
 from cachekit.archive.extract import directory_facts, extract
 from cachekit.archive.format import DIRECTORY, FILE, HARDLINK, SYMLINK, parts
 from cachekit.archive.read import Archive
-from cachekit.archive.unpack import STAGED, Destination, WriteOptions
+from cachekit.archive.unpack import Destination, WriteOptions
 from cachekit.cache.space import require
-from cachekit.model import Target
+from cachekit.model import JOURNAL_NAME, STAGED, STAGING_PREFIX, Target
 from cachekit.system.files import exists, open_directory, remove_tree
 from cachekit.system.space import free_space
 from cachekit.system.steps import step
 from cachekit.system.workers import worker_count
 from cachekit.targets.finish import finish
-from cachekit.targets.journal import JOURNAL_NAME, STAGING_PREFIX
 from cachekit.targets.merge import merge_batch
 from cachekit.targets.staging import make_staging
 

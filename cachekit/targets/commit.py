@@ -12,11 +12,12 @@ import os
 import stat
 
 from cachekit.errors import NameConflict
+from cachekit.model import STAGED
 from cachekit.system.files import fsync_directory, make_private_directory, opened
 from cachekit.system.native import exchange, rename_noreplace
 from cachekit.system.steps import step
 from cachekit.targets.merge import Merger, Outcome, lstat, open_directory_up
-from cachekit.targets.staging import OLD, STAGED, Staging
+from cachekit.targets.staging import OLD, Staging
 
 __all__ = ["Outcome", "commit", "conflict"]
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cachekit.errors import NameConflict, TargetNotWritable, UnfinishedTarget
+from cachekit.model import STAGED
 from cachekit.system.files import open_directory
 from cachekit.system.native import sync_filesystem
 from cachekit.system.steps import step
 from cachekit.targets.commit import Outcome, commit
 from cachekit.targets.journal import Journal, pointers, real_place
 from cachekit.targets.staging import (
-    STAGED,
     Staging,
     left_behind,
     open_staging,

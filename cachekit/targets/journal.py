@@ -14,15 +14,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from cachekit.model import JOURNAL_NAME
 from cachekit.system.files import make_private_directory, replace_file
 from cachekit.system.locks import hold
 from cachekit.system.state import state_directory
 
-__all__ = ["FACTS_NAME", "JOURNAL_NAME", "STAGING_PREFIX", "Journal", "pointers", "real_place", "target_lock"]
+__all__ = ["FACTS_NAME", "Journal", "pointers", "real_place", "target_lock"]
 
-JOURNAL_NAME = "journal.json"
 FACTS_NAME = "directories.json"
-STAGING_PREFIX = b".cachekit-"
 
 #: staging: the target is untouched. committing: names are being moved; extras-gone: and what is not in the entry has
 #: been taken away. cleaning: the new tree is whole. in-place: the target is incomplete until a restore has ended.

@@ -11,9 +11,10 @@ import os
 import stat
 from dataclasses import dataclass
 
+from cachekit.model import STAGED
 from cachekit.system.files import exists, make_private_directory, opened, random_name, remove_tree
 from cachekit.system.steps import step
-from cachekit.targets.staging import OLD, STAGED, Staging
+from cachekit.targets.staging import OLD, Staging
 
 __all__ = ["Merger", "Outcome", "lstat", "merge_batch", "open_directory_up"]
 

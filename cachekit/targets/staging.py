@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cachekit.errors import NameConflict, NoSpace, TargetNotWritable
+from cachekit.model import JOURNAL_NAME, STAGING_PREFIX
 from cachekit.system.files import (
     exists,
     fsync_directory,
@@ -24,11 +25,10 @@ from cachekit.system.files import (
 from cachekit.system.locks import try_lock
 from cachekit.system.space import free_space, mount_points
 from cachekit.system.steps import step
-from cachekit.targets.journal import FACTS_NAME, JOURNAL_NAME, STAGING_PREFIX, Journal, real_place
+from cachekit.targets.journal import FACTS_NAME, Journal, real_place
 
 __all__ = [
     "OLD",
-    "STAGED",
     "Staging",
     "goes_inside",
     "is_mount_point",
@@ -39,7 +39,6 @@ __all__ = [
     "sync_parent",
 ]
 
-STAGED = b"new"
 OLD = b"old"
 _PRIVATE = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
