@@ -92,9 +92,9 @@ def test_a_target_that_fails_while_unpacking(
     with unchanged(target):
         failed = cli("restore", "--store", store, "--key", "k-1", "--root", disk.mount).expect(code)
     assert "internal" not in failed.stderr
+    wait_until(lambda: not list(disk.backing.glob(".cachekit-*")), "staging is gone")
     disk.clear()
     restored(store, disk.mount, "k-1")
-    wait_until(lambda: not list(disk.backing.glob(".cachekit-*")), "staging is gone")
     if mode == "absent":
         assert_same_tree(new, target)
 
