@@ -32,9 +32,10 @@ def _middle(mode: int, uid: int, gid: int) -> tuple[bytes, int]:
     return data, sum(data)
 
 
-_TAIL_FILE = b"0" + _TAIL + _NO_PREFIX
-#: Checksum of everything that is the same in each regular file's header; the checksum field counts as eight spaces.
-_TAIL_FILE_SUM = sum(_TAIL_FILE) + 8 * 0x20
+#: What follows the checksum in the header of a file and of a directory that need no prefix, and the checksum of all that
+#: is the same in each such header; the checksum field itself counts as eight spaces.
+_TAILS = tuple(_TYPEFLAG[kind] + _TAIL + _NO_PREFIX for kind in (FILE, DIRECTORY))
+_TAIL_SUMS = tuple(sum(tail) + 8 * 0x20 for tail in _TAILS)
 
 
 def build(
@@ -54,9 +55,9 @@ def build(
     empty; ``real_size`` is the length of a sparse file, -1 for any other. Total function: every row has a header.
     """
     if (
-        kind == FILE
+        kind <= DIRECTORY
         and real_size < 0
-        and len(path) <= _NAME
+        and len(path) < _NAME
         and 0 <= mtime <= _MAX_OCTAL_12
         and size <= _MAX_OCTAL_12
         and uid <= _MAX_OCTAL_8
@@ -65,8 +66,9 @@ def build(
     ):
         middle, middle_sum = _middle(mode, uid, gid)
         numbers = b"%011o\0%011o\0" % (size, mtime)
-        checksum = _TAIL_FILE_SUM + middle_sum + sum(numbers) + sum(path)
-        return b"%b%b%b%06o\0 %b" % (path.ljust(_NAME, b"\0"), middle, numbers, checksum, _TAIL_FILE)
+        name = path + b"/" if kind == DIRECTORY else path
+        checksum = _TAIL_SUMS[kind] + middle_sum + sum(numbers) + sum(name)
+        return b"%b%b%b%06o\0 %b" % (name.ljust(_NAME, b"\0"), middle, numbers, checksum, _TAILS[kind])
     return _build_general(path, kind, mode, uid, gid, mtime, size, link, real_size)
 
 

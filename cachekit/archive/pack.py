@@ -76,6 +76,7 @@ class Packer:
         changes: list[tuple[int, Any, str]] = []
         position = 0
         ordinal = -1
+        grown = b""
         settled = now_ns() - _SETTLING_NS
         for prefix, root_number, directory, members in groups:
             dir_fd = -1
@@ -87,6 +88,8 @@ class Packer:
                     head = build(path, kind, mode, uid, gid, mtime_ns // 1_000_000_000, size, link, real)
                     start = position + len(head)
                     end = start + size
+                    if grown and end + BLOCK > FRAME_LIMIT:
+                        return UNSTABLE, grown, "grew"
                     if kind == FILE and size:
                         if ctime_ns > settled:
                             settled = _settle(ctime_ns)
@@ -122,6 +125,8 @@ class Packer:
                             changes.append((ordinal, member, reason))
                             if member is None:
                                 continue
+                            if member[5] > size:
+                                grown = path
                             mode, uid, gid, size, mtime_ns = member[2:7]
                             real = member[10]
                             head = build(

@@ -283,7 +283,9 @@ class Walk:
             kind = SYMLINK
             try:
                 link = os.readlink(name, dir_fd=fd)
-            except OSError:
+            except OSError as error:
+                if error.errno not in {errno.ENOENT, errno.EINVAL}:
+                    raise _unreadable(error, path, "symlink") from None
                 self._skip("vanished")
                 return
         else:
@@ -413,5 +415,5 @@ def find_segments(fd: int, size: int) -> Segments | None:
     return segments
 
 
-def _unreadable(error: OSError, path: bytes) -> SourceUnreadable:
-    return SourceUnreadable(f"cannot read a directory: {error.strerror}", path=path, errno=error.errno)
+def _unreadable(error: OSError, path: bytes, what: str = "directory") -> SourceUnreadable:
+    return SourceUnreadable(f"cannot read a {what}: {error.strerror}", path=path, errno=error.errno)

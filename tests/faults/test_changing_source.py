@@ -27,6 +27,7 @@ from tests.support.cli import Cli
 from tests.support.flaky import Flaky, flaky
 from tests.support.processes import Result
 from tests.support.snapshots import assert_same_tree
+from tests.support.trees import Spec, make_tree
 
 LARGE = "large"
 SIZES = {"victim": 60_000, LARGE: 20 * MIB}
@@ -222,3 +223,28 @@ def test_a_large_file_that_never_rests_is_left_out(
     assert not (out / "sub" / LARGE).exists()
     assert (out / "sub" / "more").read_bytes() == b"more"
     assert (out / "victim").read_bytes() == b"v" * SIZES["victim"]
+
+
+@requires("fuse", "tmpfs")
+@pytest.mark.parametrize("after", ["empty files", "a large neighbour"])
+def test_a_file_that_outgrows_its_frame(
+    after: str, disk: Flaky, store: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """A file that grew so much that the files after it no longer fit beside it is named, not one of those."""
+    neighbours: dict[str, Spec] = {f"w-{number:04}": b"" for number in range(700)}
+    if after == "a large neighbour":
+        neighbours = {"w": b"w" * 3 * MIB}
+    make_tree(disk.backing / "tree", neighbours)
+
+    def grow_much(tree: Path) -> None:
+        (tree / "victim").write_bytes(b"V" * (8 * MIB - 4096 - 30_000))
+
+    error = error_of(save_while(grow_much, disk, store, cli, "refuse").expect(8))
+    assert error["id"] == "source-changed"
+    assert error["path"] == "tree/victim"
+    (disk.backing / "tree" / "victim").write_bytes(b"v")
+    assert save_while(grow_much, disk, store, cli, "skip").expect(0).json()["changed"] == ["tree/victim"]
+    assert_clean(store, 1)
+    restored(store, tmp_path / "out", "k-1")
+    (disk.backing / "tree" / "victim").unlink()
+    assert_same_tree(disk.backing / "tree", tmp_path / "out" / "tree", ignore=["root", "mtime_ns"])

@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.scenes import EXTRA, NEW, OLD, entries, flip, saved, staging_in, tree_at
 from tests.support import filesystems
-from tests.support.capabilities import need
+from tests.support.capabilities import need, requires
 from tests.support.cli import Cli, give
 from tests.support.ordinary_user import NOBODY
 from tests.support.snapshots import assert_same_tree, snapshot, unchanged
@@ -229,3 +229,29 @@ def merged_without_root(new: Path, old: Path) -> None:
     for path, one in snapshot(new).items():
         if one.kind == "file":
             assert (old / os.fsdecode(path)).read_bytes() == (new / os.fsdecode(path)).read_bytes()
+
+
+@requires("tmpfs")
+@pytest.mark.parametrize("mode", ["--merge", "--replace", "--in-place"])
+@pytest.mark.parametrize(("where", "code"), [("extra-dir/below", 0), ("sub/deep", 8)])
+def test_what_is_mounted_in_a_target_is_never_touched(
+    where: str, code: int, mode: str, open_store: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """A mount where the entry has nothing stays as it is; one where the entry has files is exit 8, nothing done."""
+    target = tree_at(tmp_path, OLD)
+    with filesystems.tmpfs(at=target / where) as mounted:
+        (mounted.path / "precious").write_bytes(b"1")
+        (target / where).chmod(0o750)
+        with unchanged(mounted.path):
+            cli("restore", "--store", open_store, "--key", "k-1", "tree", mode).expect(code)
+            assert not staging_in(tmp_path, target)
+            if code:
+                assert (target / "changed").read_bytes() == b"old"
+                cli(
+                    "restore", "--store", open_store, "--key", "k-1", "tree", "--in-place", "--replace"
+                ).expect(8)
+            else:
+                assert (target / "changed").read_bytes() == b"new"
+                cli(
+                    "restore", "--store", open_store, "--key", "k-1", "tree", "--in-place", "--replace"
+                ).expect(0)
