@@ -32,8 +32,8 @@ def _middle(mode: int, uid: int, gid: int) -> tuple[bytes, int]:
     return data, sum(data)
 
 
-#: What follows the checksum in the header of a file and of a directory that need no prefix, and the checksum of all that
-#: is the same in each such header; the checksum field itself counts as eight spaces.
+#: What follows the checksum in the header of a file and of a directory that need no prefix, and the checksum of all
+#: that is the same in each such header; the checksum field itself counts as eight spaces.
 _TAILS = tuple(_TYPEFLAG[kind] + _TAIL + _NO_PREFIX for kind in (FILE, DIRECTORY))
 _TAIL_SUMS = tuple(sum(tail) + 8 * 0x20 for tail in _TAILS)
 

@@ -11,10 +11,10 @@ from typing import Any
 from cachekit.archive.check import check_members
 from cachekit.archive.format import KIND_NAMES, LINK_KINDS
 from cachekit.archive.read import Archive, open_archive
-from cachekit.cache.save import this_platform
 from cachekit.cache.verify import entries_of, is_file_argument, is_path
 from cachekit.errors import Missed
 from cachekit.store.directory import DirectoryStore
+from cachekit.system.clock import this_platform
 
 __all__ = ["EntryLine", "Member", "find_archive", "list_entries", "manifest", "members"]
 

@@ -18,7 +18,6 @@ from cachekit.archive.names import Roots, find_roots
 from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.unpack import Destination, WriteOptions
 from cachekit.cache import inplace
-from cachekit.cache.save import this_platform
 from cachekit.cache.select import choose_targets, confirmed, elsewhere, names_to_try, status_of
 from cachekit.cache.space import require
 from cachekit.errors import (
@@ -33,8 +32,9 @@ from cachekit.errors import (
     Unreadable,
     Unsupported,
 )
-from cachekit.model import Key, Platform, RestoreReport, RestoreStatus, Target
+from cachekit.model import STAGED, Key, Platform, RestoreReport, RestoreStatus, Target
 from cachekit.store.directory import DirectoryStore
+from cachekit.system.clock import this_platform
 from cachekit.system.space import free_space, mount_points
 from cachekit.system.steps import step
 from cachekit.system.workers import worker_count
@@ -329,7 +329,7 @@ def _staged(
         _require_space(request, archive, destinations, places)
         for destination in destinations:
             if not destination.target.member:
-                os.mkdir(b"new", 0o700, dir_fd=destination.fd)
+                os.mkdir(STAGED, 0o700, dir_fd=destination.fd)
         if not checked and any(staging.journal.inside for staging in stagings.values()):
             extract(archive, [], options, worker_count())
         extract(archive, destinations, options, worker_count(), request.progress)

@@ -27,9 +27,9 @@ from cachekit.errors import (
     SourceChanged,
     Unreadable,
 )
-from cachekit.model import EntryIdentity, Key, Platform, SaveReport, Target
+from cachekit.model import EntryIdentity, Key, SaveReport, Target
 from cachekit.store.directory import DirectoryStore
-from cachekit.system.clock import host_name, machine, now_ns, python_version
+from cachekit.system.clock import host_name, now_ns, python_version, this_platform
 from cachekit.system.publish import TempFile
 from cachekit.system.workers import worker_count
 from cachekit.targets.finish import refuse_unfinished
@@ -67,11 +67,6 @@ class SaveRequest:
     allow_empty: bool = False
     lock_timeout: float = 60.0
     progress: Progress | None = None
-
-
-def this_platform() -> Platform:
-    """Return the platform that this process runs on."""
-    return Platform(*machine())
 
 
 def save(request: SaveRequest) -> SaveReport:

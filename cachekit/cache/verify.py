@@ -98,8 +98,8 @@ def entries_of(store: DirectoryStore, name: str) -> Iterator[Candidate]:
 
 
 def _filed_under(name: str, key: Key) -> bool:
-    from cachekit.cache.save import this_platform
     from cachekit.model import EntryIdentity
+    from cachekit.system.clock import this_platform
 
     return name == EntryIdentity(key, this_platform()).file_name
 

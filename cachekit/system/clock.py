@@ -6,7 +6,9 @@ import os
 import sys
 import time
 
-__all__ = ["host_name", "machine", "now_ns", "python_version"]
+from cachekit.model import Platform
+
+__all__ = ["host_name", "machine", "now_ns", "python_version", "this_platform"]
 
 
 def now_ns() -> int:
@@ -17,6 +19,11 @@ def now_ns() -> int:
 def host_name() -> str:
     """Return the host's own name; for people, never used to decide anything."""
     return os.uname().nodename
+
+
+def this_platform() -> Platform:
+    """Return the platform that this process runs on."""
+    return Platform(*machine())
 
 
 def machine() -> tuple[str, str, str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cachekit.cache.save import this_platform
 from cachekit.cache.space import require
 from cachekit.model import EntryIdentity, Key
 from cachekit.store.directory import DirectoryStore
+from cachekit.system.clock import this_platform
 from tests.support.in_process import Here, cut
 from tests.support.snapshots import assert_same_tree, snapshot
 from tests.support.trees import Dir, make_tree

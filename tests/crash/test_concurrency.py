@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cachekit.cache.save import this_platform
 from cachekit.model import EntryIdentity, Key
+from cachekit.system.clock import this_platform
 from cachekit.system.locks import is_held, try_lock
 from cachekit.targets.journal import target_lock
 from tests.crash.busy import Busy, Sources, in_the_middle

@@ -42,9 +42,10 @@ from cachekit.archive.index import Index
 from cachekit.archive.read import open_archive
 from cachekit.archive.seal import Seal
 from cachekit.cache.restore import RestoreRequest, restore
-from cachekit.cache.save import SaveRequest, save, this_platform
+from cachekit.cache.save import SaveRequest, save
 from cachekit.model import EntryIdentity, Key, RestoreReport, Target
 from cachekit.store.directory import DirectoryStore
+from cachekit.system.clock import this_platform
 
 KEY = "attack-1"
 
