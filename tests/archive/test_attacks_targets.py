@@ -138,12 +138,12 @@ def test_a_target_that_became_a_checkout(cli: Cli, kind: str) -> None:
 def test_two_targets_in_one_place(cli: Cli) -> None:
     """Targets of two roots of which one lies inside the other on this machine are refused: one would undo the other."""
     store = cli.cwd / "store"
-    members = [directory(b"work/tree"), Member(b"work/tree/a", content=b"a")]
-    members += [directory(b".cachekit-home/work"), Member(b".cachekit-home/work/b", content=b"b")]
-    targets = [Target("root", b"work/tree"), Target("home", b"work")]
+    members = [directory(b"job/tree"), Member(b"job/tree/a", content=b"a")]
+    members += [directory(b".cachekit-home/job"), Member(b".cachekit-home/job/b", content=b"b")]
+    targets = [Target("root", b"job/tree"), Target("home", b"job")]
     file_entry(store, entry_of(members, targets).seal())
     cli.home.mkdir(exist_ok=True)
-    (cli.home / "work").mkdir()
+    (cli.home / "job").mkdir()
     result = cli(
         "restore",
         "--key",
@@ -157,7 +157,7 @@ def test_two_targets_in_one_place(cli: Cli) -> None:
         cwd=cli.home,
     )
     result.expect(8)
-    assert os.listdir(cli.home / "work") == []
+    assert os.listdir(cli.home / "job") == []
 
 
 MASK, OUTPUT = b"\n::add-mask::x", b"\ncache-hit=true\n"
