@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m benchmarks archive|memory|trees`; tables on stdout, progress on
+"""Command line of the benchmarks: `python -m benchmarks archive|memory|cleaner|trees`; tables on stdout, progress on
 stderr.
 """
 
@@ -8,14 +8,14 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import archive, memory, packages, starts
+from benchmarks import archive, cleaner, memory, packages, starts
 from benchmarks.archive import Bench
 from benchmarks.filesystem import clear
-from benchmarks.measure import BenchmarkError
+from benchmarks.measure import BenchmarkError, Series
 from benchmarks.table import Row, facts, markdown, phase_table
 from benchmarks.trees import Tree, cache_directory, survey
 
@@ -51,9 +51,12 @@ def _parser() -> argparse.ArgumentParser:
         "--large", type=int, default=500, metavar="MB", help="size of each of the three large files"
     )
     weight.add_argument("--workers", type=int, default=4, help="worker processes, through CACHEKIT_WORKERS")
+    cleaning = commands.add_parser("cleaner", help="removing and scanning against rm and du")
+    cleaning.add_argument("--rounds", type=int, default=5, help="measured pairs of each (default 5)")
+    cleaning.add_argument("--scale", type=float, default=1.0, help="size of the tree, such as 0.05 for a try")
     making = commands.add_parser("trees", help="only make the generated trees, and print their digests")
     making.add_argument("--scale", type=float, default=1.0)
-    for command in (speed, weight):
+    for command in (speed, weight, cleaning):
         command.add_argument(
             "--workdir", type=Path, help="where stores and restored trees go (default: beside the trees)"
         )
@@ -92,6 +95,14 @@ def _speed(options: argparse.Namespace, workdir: Path) -> tuple[list[str], list[
     return heading, bench.rows, bench
 
 
+def _runs(measured: Mapping[tuple[str, str], Sequence[Series]]) -> list[dict[str, object]]:
+    return [
+        {"command": series.name, "tree": tree, "runs": [asdict(run) for run in series.runs]}
+        for (_, tree), both in measured.items()
+        for series in both
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark; 0 if every target was met, 1 if one was missed, 2 if a measured command failed."""
     options = _parser().parse_args(arguments)
@@ -108,11 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "archive":
             heading, rows, bench = _speed(options, workdir)
             phases = phase_table(bench.series)
-            record["runs"] = [
-                {"command": series.name, "tree": tree, "runs": [asdict(run) for run in series.runs]}
-                for (_, tree), both in bench.series.items()
-                for series in both
-            ]
+            record["runs"] = _runs(bench.series)
+        elif options.command == "cleaner":
+            tree = _tree("node", options.scale)
+            heading = _heading(workdir, [tree])
+            rows, series = cleaner.measure(workdir, tree, options.rounds)
+            phases = phase_table(series)
+            record["runs"] = _runs(series)
         else:
             heading, phases = _heading(workdir, []), ""
             rows = memory.measure(workdir, cache_directory(), options.members, options.large, options.workers)

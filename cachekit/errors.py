@@ -4,6 +4,7 @@
 
     CachekitError                 exit  id
     ├── InvalidRequest              2   usage
+    │   └── PlanInvalid             2   plan-invalid
     ├── Missed                      3   miss
     ├── Refused                     4   refused
     │   ├── Damaged                 4   damaged
@@ -11,6 +12,7 @@
     │   └── Unsupported             4   unsupported
     ├── NoSpace                     5   no-space
     ├── LockTimeout                 6   lock-timeout
+    ├── GoalNotMet                  7   goal-not-met
     ├── SourceOrTargetRefused       8   source-or-target
     │   ├── NothingMatched          8   nothing-matched
     │   ├── SourceChanged           8   source-changed
@@ -35,6 +37,7 @@ from typing import Any, ClassVar
 __all__ = [
     "CachekitError",
     "Damaged",
+    "GoalNotMet",
     "Interrupted",
     "InvalidRequest",
     "LockTimeout",
@@ -42,6 +45,7 @@ __all__ = [
     "NameConflict",
     "NoSpace",
     "NothingMatched",
+    "PlanInvalid",
     "Refused",
     "SourceChanged",
     "SourceOrTargetRefused",
@@ -123,6 +127,14 @@ class InvalidRequest(CachekitError):
     meaning = "An option, a key or a path cannot be used as given; nothing was done."
 
 
+class PlanInvalid(InvalidRequest):
+    """A plan file with faults. ``problems`` (in fields) has all of them, each with its line; the message the first."""
+
+    id = "plan-invalid"
+    meaning = "A cleaning plan cannot be used as it is written; nothing was done."
+    default_hint = "cachekit plan check FILE shows every fault of it"
+
+
 class Missed(CachekitError):
     id = "miss"
     exit_code = 3
@@ -176,6 +188,15 @@ class LockTimeout(CachekitError):
     id = "lock-timeout"
     exit_code = 6
     meaning = "Another process held the lock for longer than was waited."
+
+
+class GoalNotMet(CachekitError):
+    """A clean ended before enough was free. The report has what was done; ``short_by`` in bytes (or inodes)."""
+
+    id = "goal-not-met"
+    exit_code = 7
+    meaning = "The clean did what it may do and it was not enough; what remains is named."
+    default_hint = "cachekit disk shows what fills the disk; a plan of your own may clean more"
 
 
 class SourceOrTargetRefused(CachekitError):

@@ -6,7 +6,7 @@ A test compares them with what is in the repository.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -33,6 +33,7 @@ EXIT_CODES = {
     4: "Refused as damaged, unsafe or unsupported: by `verify` and `show` always, by `restore` with `--strict`.",
     5: "Not enough space, inodes or quota; nothing was published or changed.",
     6: "Another process held the lock for longer than was waited.",
+    7: "`clean`: what may be cleaned was not enough for the goal.",
     8: "The source or the target refuses: changed, unreadable, nothing matched, conflicting names, unfinished.",
     9: "The store cannot be reached, read or written.",
     129: "Stopped by SIGHUP (128 + 1).",
@@ -71,7 +72,7 @@ def errors_page() -> str:
         _row("---:", "---"),
         *(_row(code, meaning) for code, meaning in EXIT_CODES.items()),
         "",
-        "`--soft-fail` (save and restore) turns 4 to 9 into a warning and 0.",
+        "`--soft-fail` (save, restore and clean) turns 4 to 9 into a warning and 0.",
         "",
         "## Errors",
         "",
@@ -99,15 +100,23 @@ def _help(command: click.Command, name: str, parent: click.Context | None) -> st
         return command.get_help(context)
 
 
+def _commands(group: click.Group, names: Iterable[str], parent: click.Context, before: str) -> Iterator[str]:
+    """Yield the lines about commands, each followed by its own sub-commands."""
+    for name in names:
+        command = group.get_command(parent, name)
+        assert command is not None
+        yield from [f"## {before} {name}", "", "```text", _help(command, name, parent), "```", ""]
+        if isinstance(command, click.Group):
+            with click.Context(command, info_name=name, parent=parent) as context:
+                yield from _commands(command, command.list_commands(context), context, f"{before} {name}")
+
+
 def cli_page() -> str:
     """Return docs/cli.md."""
     parts = ["# Commands", "", _NOTE, "What `--help` prints. Exit codes: [errors.md](errors.md).", ""]
     parts += ["## cachekit", "", "```text", _help(cli, "cachekit", None), "```", ""]
     with click.Context(cli, info_name="cachekit") as context:
-        for name in COMMANDS:
-            command = cli.get_command(context, name)
-            assert command is not None
-            parts += [f"## cachekit {name}", "", "```text", _help(command, name, context), "```", ""]
+        parts += _commands(cli, COMMANDS, context, "cachekit")
     return "\n".join(parts)
 
 

@@ -19,7 +19,18 @@ from tests.support.ordinary_user import NOBODY, PROJECT
 from tests.support.processes import clean_environment
 
 _PRIVATE = ("CACHEKIT_", "GITHUB_", "GITLAB_", "CI_", "RUNNER_", "ACTIONS_", "XDG_")
-_PRIVATE_NAMES = ("CI", "HOME", "TMPDIR", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
+_PRIVATE_NAMES = (
+    "CI",
+    "HOME",
+    "ImageOS",
+    "WORKSPACE",
+    "DOCKER_HOST",
+    "DOCKER_ROOT",
+    "TMPDIR",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "COLUMNS",
+)
 
 MARKERS = (
     "requires(*names): needs these capabilities of the machine (tests/support/capabilities.py)",
@@ -86,8 +97,9 @@ def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
             monkeypatch.delenv(name)
     home = tmp_path_factory.mktemp("home")
     for name, value in clean_environment(home).items():
-        if name == "HOME" or name.startswith("XDG_"):
+        if name in {"HOME", "CACHEKIT_LOCK_DIR"} or name.startswith("XDG_"):
             monkeypatch.setenv(name, value)
+    (home / "run").mkdir()
     return home
 
 

@@ -35,6 +35,7 @@ from cachekit.errors import (
 from cachekit.model import STAGED, Key, Platform, RestoreReport, RestoreStatus, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import this_platform
+from cachekit.system.locks import claim
 from cachekit.system.space import free_space, mount_points
 from cachekit.system.steps import step
 from cachekit.system.workers import worker_count
@@ -176,6 +177,7 @@ def _restore(request: RestoreRequest, archive: Archive, roots: Roots, report: Re
     with contextlib.ExitStack() as stack:
         for place in sorted(set(places.values())):
             stack.enter_context(target_lock(place, shared=False, timeout=request.lock_timeout))
+            stack.enter_context(claim([place]))
         pending = [p for place in places.values() for p in _recover(place, report, request.lock_timeout)]
         _check_targets(request, archive, roots, places)
         with _errors_of_target(places):

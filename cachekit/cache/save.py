@@ -16,6 +16,7 @@ from cachekit.archive.read import open_archive
 from cachekit.archive.seal import Seal
 from cachekit.archive.walk import Walk
 from cachekit.archive.write import FileChanged, Progress, Written, write_entry
+from cachekit.cache.estimate import family_ratio, room_for
 from cachekit.cache.space import require
 from cachekit.errors import (
     CachekitError,
@@ -30,6 +31,7 @@ from cachekit.errors import (
 from cachekit.model import EntryIdentity, Key, SaveReport, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import host_name, now_ns, python_version, this_platform
+from cachekit.system.locks import claim
 from cachekit.system.publish import TempFile
 from cachekit.system.workers import worker_count
 from cachekit.targets.finish import refuse_unfinished
@@ -37,11 +39,6 @@ from cachekit.targets.journal import target_lock
 
 __all__ = ["SaveRequest", "save"]
 
-#: What the index, seal and seek table take at most for each member, and for an entry; measured, rounded up.
-_INDEX_BYTES_EACH = 160
-_INDEX_BYTES_BASE = 64 << 10
-#: The family's last ratio is trusted with this margin: a cache grows, and its content changes.
-_RATIO_MARGIN = 1.15
 _ATTEMPTS = 3
 LEVELS = range(-50, 23)
 
@@ -67,6 +64,8 @@ class SaveRequest:
     allow_empty: bool = False
     lock_timeout: float = 60.0
     progress: Progress | None = None
+    #: Called with the bytes that must be free in the store when there is too little; then the check is made once more.
+    make_room: Callable[[int], None] | None = None
 
 
 def save(request: SaveRequest) -> SaveReport:
@@ -131,10 +130,13 @@ def save(request: SaveRequest) -> SaveReport:
 
 
 class _locked:  # noqa: N801 - used as a context manager
-    """Hold the shared locks of several targets: other saves may read them, a restore may not write them."""
+    """Hold the shared locks of several targets: other saves may read them, a restore may not write them, no cleaner
+    removes them.
+    """
 
     def __init__(self, places: list[bytes], timeout: float) -> None:
         self._locks = [target_lock(place, shared=True, timeout=timeout) for place in sorted(places)]
+        self._locks.append(claim(places))
         self._held: list[object] = []
 
     def __enter__(self) -> None:
@@ -223,33 +225,23 @@ def _write(
 ) -> Written:
     family = request.family or identity.key.family
     # A family that is not named is the beginning of its keys, which spares reading every seal of the store.
-    ratio = _family_ratio(store, family, "" if request.family else family)
+    ratio = family_ratio(store, family, "" if request.family else family)
 
     def reserve(walked: Walk) -> None:
         if not request.allow_empty and not _has_content(walked):
             raise NothingMatched(
                 "there is nothing to save: no file is in the tree", path=walked.targets[0].path
             )
-        need = int(walked.allocated_bytes * ratio) + _INDEX_BYTES_EACH * len(walked.index) + _INDEX_BYTES_BASE
-        free = store.free()
-        if free is not None:
-            require(
-                free,
-                need,
-                2,
-                min_free=request.min_free,
-                what="save",
-                path=store.path,
-                hint="free space there (or leave things out with --exclude); nothing was written",
-            )
+        need = room_for(walked, ratio)
         try:
-            temp.reserve(need)
-        except OSError as error:
-            problem = store.explain(error, "write to")
-            if isinstance(problem, NoSpace):
-                problem.fields.update(need=need)
-                problem.message += f"; need {need} bytes, nothing was written"
-            raise problem from None
+            _take_room(request, store, temp, need)
+        except NoSpace as error:
+            if request.make_room is None or error.fields.get("unit") == "inodes":
+                raise
+            # What was reserved before the disk was full must be free again, or the clean would free it for nothing.
+            temp.unreserve()
+            request.make_room(need + request.min_free)
+            _take_room(request, store, temp, need)
 
     def describe(walked: Walk) -> Seal:
         return _describe(request, identity, family, walked)
@@ -271,18 +263,33 @@ def _write(
         raise store.explain(error, "write to") from None
 
 
+def _take_room(request: SaveRequest, store: DirectoryStore, temp: TempFile, need: int) -> None:
+    """Check that ``need`` bytes fit, and reserve them. Raises NoSpace; nothing was written then."""
+    free = store.free()
+    if free is not None:
+        require(
+            free,
+            need,
+            2,
+            min_free=request.min_free,
+            what="save",
+            path=store.path,
+            hint="free space there (cachekit save --make-room does), or leave things out with --exclude; "
+            "nothing was written",
+        )
+    try:
+        temp.reserve(need)
+    except OSError as error:
+        problem = store.explain(error, "write to")
+        if isinstance(problem, NoSpace):
+            problem.fields.update(need=need)
+            problem.message += f"; need {need} bytes, nothing was written"
+        raise problem from None
+
+
 def _has_content(walk: Walk) -> bool:
     """Return True if there is anything but directories."""
     return walk.index.count(DIRECTORY) < len(walk.index)
-
-
-def _family_ratio(store: DirectoryStore, family: str, prefix: str) -> float:
-    """Return archive bytes for each allocated byte in the family's newest entry, with a margin; 1 if unknown."""
-    for candidate in store.candidates(prefix, str(this_platform())):
-        seal = candidate.seal
-        if seal is not None and seal.family == family and seal.allocated_bytes:
-            return min(1.0, _RATIO_MARGIN * candidate.size / seal.allocated_bytes)
-    return 1.0
 
 
 def _describe(request: SaveRequest, identity: EntryIdentity, family: str, walk: Walk) -> Seal:

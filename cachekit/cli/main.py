@@ -26,6 +26,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ls": ("cachekit.cli.listing", "ls", "List the entries of the store."),
     "show": ("cachekit.cli.listing", "show", "Show what an entry holds."),
     "recover": ("cachekit.cli.recover", "recover", "Finish or undo restores that were killed."),
+    "plan": ("cachekit.cli.plan", "plan", "Show or check cleaning plans."),
+    "clean": ("cachekit.cli.clean", "clean", "Free disk space by a staged plan, until a goal is met."),
+    "disk": ("cachekit.cli.disk", "disk", "Show what fills the disk, and keep a reserve."),
     "demo": ("cachekit.cli.demo", "demo", "Watch a save, a restore and a refusal in ten seconds."),
 }
 
@@ -75,10 +78,11 @@ def cli(ctx: click.Context, debug: bool) -> int:
     \b
     Exit codes:
       0  done: also a miss, and a damaged entry that was refused and set aside
-      1  internal error                   5  not enough space
-      2  wrong usage                      6  lock timeout
+      1  internal error                   6  lock timeout
+      2  wrong usage                      7  clean: the goal was not met
       3  miss, if asked to fail on it     8  source or target refuses
       4  refused: damaged or unsafe       9  store unavailable
+      5  not enough space
     """
     if debug:
         ctx.ensure_object(dict)["debug"] = True
@@ -100,7 +104,7 @@ def run(arguments: list[str]) -> int:
     with contextlib.suppress(ValueError):  # not in the main thread
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _on_terminate)
-    told: dict[str, Any] = {}  # which of --debug, --json and --soft-fail were given
+    told: dict[str, Any] = {"arguments": arguments}  # and which of --debug, --json and --soft-fail were given
     try:
         try:
             return _invoke(arguments, told)
@@ -171,7 +175,9 @@ def _report(error: BaseException, told: dict[str, Any], arguments: list[str]) ->
         lines = [printable(facts["message"]), *details(facts)]
     sys.stderr.write(f"cachekit: {kind}: " + "\n".join(lines) + "\n")
     annotate(kind, lines)
-    if told.get("json") or (code == InvalidRequest.exit_code and _asks_for_json(arguments)):
+    if told.get("answered"):
+        pass  # the report is on stdout already
+    elif told.get("json") or (code == InvalidRequest.exit_code and _asks_for_json(arguments)):
         sys.stdout.write(to_json({"error": facts}) + "\n")
     sys.stdout.flush()
     return code

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from cachekit.cli.render import printable
 from cachekit.errors import InvalidRequest
 
-__all__ = ["annotate", "check_dotenv", "warn", "write_outputs"]
+__all__ = ["annotate", "check_dotenv", "warn", "write_outputs", "write_summary"]
 
 
 def check_dotenv(path: str | None) -> None:
@@ -44,6 +44,13 @@ def write_outputs(values: Mapping[str, object], dotenv: str | None = None) -> No
         pairs = (("CACHEKIT_" + name.upper().replace("-", "_"), value) for name, value in values.items())
         text = "".join(f"{name}={printable(_text(value))}\n" for name, value in pairs)
         _write(dotenv, "w", text, "--dotenv")
+
+
+def write_summary(markdown: str) -> None:
+    """Append to the job's summary page ($GITHUB_STEP_SUMMARY); nothing elsewhere."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if path:
+        _write(path, "a", markdown, "$GITHUB_STEP_SUMMARY")
 
 
 def _write(path: str, mode: str, text: str, what: str) -> None:

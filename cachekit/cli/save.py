@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from cachekit.cache.save import SaveRequest
 from cachekit.cache.save import save as save_entry
+from cachekit.cli.cleaning import gone, rule_line
 from cachekit.cli.options import (
     common,
     json_option,
@@ -72,6 +75,17 @@ __all__ = ["save"]
     show_default=True,
     help="What to do about a file that keeps changing while it is read.",
 )
+@click.option(
+    "--make-room",
+    is_flag=True,
+    help="Short of space, clean for exactly what is missing (stage post), then check once more.",
+)
+@click.option(
+    "--plan",
+    metavar="FILE|NAME",
+    type=parse_directory,
+    help="With --make-room: the plan, as for cachekit clean.",
+)
 @click.option("--allow-empty", is_flag=True, help="Save a tree without any file.")
 @click.option(
     "--lock-timeout",
@@ -84,7 +98,9 @@ __all__ = ["save"]
 @soft_fail
 @json_option
 @common
-def save(as_json: bool, wait: bool, wait_timeout: float, **options: Any) -> int:
+def save(
+    as_json: bool, wait: bool, wait_timeout: float, make_room: bool, plan: str | None, **options: Any
+) -> int:
     """Save PATHs under a key, whole or not at all.
 
     A PATH may be a file, a directory, a symlink (saved as a link) or a glob; ~ and absolute paths work. An existing
@@ -98,6 +114,8 @@ def save(as_json: bool, wait: bool, wait_timeout: float, **options: Any) -> int:
     options["paths"], options["excludes"] = list(options["paths"]), list(options["excludes"])
     options["wait_seconds"] = wait_timeout if wait else 0.0
     progress = ProgressBar("saving")
+    if make_room:
+        options["make_room"] = _maker(plan, options, progress)
     try:
         report = save_entry(SaveRequest(progress=progress, **options))
     finally:
@@ -108,6 +126,36 @@ def save(as_json: bool, wait: bool, wait_timeout: float, **options: Any) -> int:
         warn(warning)
     click.echo(closing_line(report), err=True)
     return 0
+
+
+def _maker(plan: str | None, options: dict[str, Any], progress: ProgressBar) -> Callable[[int], None]:
+    """Return what makes room: a clean of the stage post, for so many free bytes in the store and nothing else."""
+    from cachekit.cache.estimate import places_of
+
+    untouchable = {
+        os.fsdecode(place): "what is to be saved" for place in places_of(options["paths"], options["root"])
+    }
+
+    def make_room(need: int) -> None:
+        from cachekit.clean.execute import clean
+        from cachekit.clean.prepare import Wish, prepare
+
+        progress.close()
+        wish = Wish(
+            "post",
+            plan,
+            store=options["store"],
+            filesystems=[options["store"]],
+            untouchable=untouchable,
+            extra_bytes=need,
+            lock_timeout=options["lock_timeout"],
+        )
+        request = prepare(wish)
+        request.finished = lambda outcome: click.echo(rule_line(outcome), err=True) if gone(outcome) else None
+        report = clean(request)
+        click.echo(f"made room: freed {size(report.freed)} in {report.seconds:.1f} s", err=True)
+
+    return make_room
 
 
 def _fields(report: SaveReport) -> dict[str, object]:

@@ -15,6 +15,7 @@ __all__ = [
     "fsync_directory",
     "make_private_directory",
     "open_directory",
+    "open_to_look",
     "opened",
     "pread_exactly",
     "pwrite_all",
@@ -56,6 +57,19 @@ def open_directory(path: bytes, *, dir_fd: int | None = None, follow: bool = Fal
     finally:
         if fd is not None and fd != dir_fd:
             os.close(fd)
+
+
+def open_to_look(path: bytes, *, dir_fd: int | None = None) -> int:
+    """Open a directory to list it, without changing its access time where we may (ours, or root). Raises OSError."""
+    flags = DIRECTORY_FLAGS | getattr(os, "O_NOATIME", 0)
+    try:
+        return os.open(path, flags, dir_fd=dir_fd)
+    except PermissionError:
+        return os.open(path, DIRECTORY_FLAGS, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return open_directory(path, dir_fd=dir_fd)
 
 
 @contextlib.contextmanager

@@ -81,6 +81,10 @@ class TempFile:
             raise
         return True
 
+    def unreserve(self) -> None:
+        """Give back what ``reserve`` took; nothing may have been written."""
+        os.ftruncate(self.fd, 0)
+
     def write(self, data: bytes, offset: int) -> None:
         """Write all of ``data`` at ``offset``."""
         pwrite_all(self.fd, data, offset)

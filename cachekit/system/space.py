@@ -6,7 +6,16 @@ import os
 import re
 from dataclasses import dataclass
 
-__all__ = ["FreeSpace", "filesystem_type", "flock_excludes", "free_space", "mount_points"]
+__all__ = [
+    "FreeSpace",
+    "Room",
+    "filesystem_type",
+    "flock_excludes",
+    "free_space",
+    "mount_of",
+    "mount_points",
+    "room",
+]
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
@@ -38,6 +47,49 @@ def free_space(fd_or_path: int | str | bytes) -> FreeSpace:
     return FreeSpace(
         facts.f_bavail * facts.f_frsize, inodes, facts.f_frsize or 4096, os.stat(fd_or_path).st_dev
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How full a filesystem is, as df says it. ``available`` is for ordinary users, so used + available < total.
+
+    ``inodes`` and ``inodes_free`` are None where the filesystem does not count them. ``device`` is its number.
+    """
+
+    device: int
+    total: int
+    used: int
+    available: int
+    inodes: int | None
+    inodes_free: int | None
+
+    @property
+    def percent(self) -> float:
+        """Used, of what ordinary users could use, in percent."""
+        return 100 * self.used / max(1, self.used + self.available)
+
+
+def room(fd_or_path: int | str | bytes) -> Room:
+    """Return how full the filesystem under ``fd_or_path`` is. Raises OSError."""
+    facts = os.statvfs(fd_or_path)
+    unit = facts.f_frsize or 4096
+    return Room(
+        os.stat(fd_or_path).st_dev,
+        facts.f_blocks * unit,
+        (facts.f_blocks - facts.f_bfree) * unit,
+        facts.f_bavail * unit,
+        facts.f_files or None,
+        facts.f_favail if facts.f_files else None,
+    )
+
+
+def mount_of(path: bytes) -> bytes:
+    """Return the mount point that the existing ``path`` lies on: the longest one above it, links resolved."""
+    path = os.path.realpath(path)
+    points = mount_points()
+    while path not in points and path != b"/":
+        path = os.path.dirname(path)
+    return path
 
 
 def filesystem_type(fd_or_path: int | str | bytes) -> str:

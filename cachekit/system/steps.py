@@ -41,6 +41,10 @@ STEPS: tuple[str, ...] = (
     "inplace.marked",
     "inplace.first-file",
     "inplace.files-done",
+    "clean.renamed",
+    "clean.looked-again",
+    "clean.half-removed",
+    "clean.removed",
 )
 
 _KILL_AT = os.environ.get("CACHEKIT_KILL_AT")

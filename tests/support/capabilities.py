@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import filesystems, processes
+from tests.support import docker, filesystems, processes
 from tests.support.flaky import flaky
 from tests.support.ordinary_user import NOBODY, PROJECT
 
@@ -131,6 +131,14 @@ def _hard_links() -> str:
     return ""
 
 
+def _docker() -> str:
+    try:
+        with docker.docker_engine():
+            return ""
+    except (docker.CannotStartError, filesystems.CannotMountError, OSError) as error:
+        return f"no Docker engine can be started: {error}"
+
+
 PROBES: dict[str, Probe] = {
     "root": _root,
     "unprivileged": _unprivileged,
@@ -146,6 +154,7 @@ PROBES: dict[str, Probe] = {
     "fuse": _fuse,
     "gnu_tar": lambda: _first(lambda: _tool("tar", says="GNU tar"), lambda: _tool("zstd")),
     "bsdtar": lambda: _tool("bsdtar", says="zstd"),
+    "docker": _docker,
     "indexed_zstd": lambda: _imports("indexed_zstd"),
 }
 

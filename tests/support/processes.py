@@ -176,6 +176,7 @@ def clean_environment(home: Path | None = None) -> dict[str, str]:
         for name, below in _XDG.items():
             environment[f"XDG_{name}_HOME"] = str(home / below)
         environment["XDG_RUNTIME_DIR"] = str(home / "run")
+        environment["CACHEKIT_LOCK_DIR"] = str(home / "run")
     return environment
 
 

@@ -1,0 +1,220 @@
+"""A clean's report for people: on a terminal of 80 columns, and as Markdown for a job's summary page."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cachekit.clean.report import CleanReport, FilesystemReport, RuleReport
+from cachekit.cli.render import count, printable, size
+from cachekit.errors import GoalNotMet, InvalidRequest
+
+__all__ = ["filesystem_lines", "gone", "human_report", "markdown_report", "not_met", "possible", "rule_line"]
+
+_WIDTH = 80
+_INDENT = " " * 4
+#: Results of rules whose turn came, in the order in which people want to know.
+_DONE = ("freed", "deferred", "would-free", "blocked", "failed")
+
+
+def gone(rule: RuleReport) -> bool:
+    """Return True if something was done, or could not be: what is worth a line while it happens."""
+    return rule.result in {"freed", "deferred", "blocked", "failed"}
+
+
+def _rate(rule: RuleReport) -> str:
+    return f"{size(rule.rate)}/s" if rule.rate and rule.result != "would-free" else ""
+
+
+def rule_line(rule: RuleReport) -> str:
+    """Return a rule's outcome in one line; a second one, indented, says why."""
+    foreseen = rule.result in {"would-free", "not-needed"}
+    about = "" if rule.measured or not foreseen else "~"
+    shown = ""
+    if foreseen or rule.result in {"freed", "deferred"}:
+        shown = about + size(rule.expected if foreseen else rule.freed)
+    seconds = "" if foreseen else f"{rule.seconds:.1f} s"
+    line = f"{printable(rule.id):<24} {rule.result:<10} {shown:>11} {seconds:>8} {_rate(rule):>12}"
+    return "\n".join([line.rstrip(), *_wrapped(rule.reason)])
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(
+        printable(text), _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False
+    )
+
+
+def filesystem_lines(filesystems: Iterable[FilesystemReport], *, dry_run: bool = False) -> list[str]:
+    """Return a line for each filesystem: free before and after, of how much, and what is missing."""
+    lines = []
+    for item in filesystems:
+        free = (
+            size(item.before)
+            if dry_run or item.before == item.after
+            else f"{size(item.before)} -> {size(item.after)}"
+        )
+        text = f"{printable(item.mount)} ({', '.join(map(printable, item.why))}): {free} free of {size(item.total)}"
+        if item.need or item.need_inodes:
+            text += _missing(item)
+        lines += textwrap.wrap(
+            text, _WIDTH, subsequent_indent=_INDENT, break_on_hyphens=False, break_long_words=False
+        )
+        if not dry_run and abs(item.unexplained) >= 1 << 20:
+            how = "more" if item.unexplained > 0 else "less"
+            lines.append(
+                f"{_INDENT}{size(abs(item.unexplained))} {how} than the rules freed: others write there"
+            )
+    return lines
+
+
+def _missing(item: FilesystemReport) -> str:
+    if item.met:
+        return ", enough"
+    if item.short_by:
+        return f", {size(item.short_by)} short of {size(item.need)}"
+    return f", {item.need_inodes - (item.inodes_after or 0)} short of {item.need_inodes} free inodes"
+
+
+def human_report(report: CleanReport) -> str:
+    """Return the whole report."""
+    lines = _wrapped_line(f"plan {report.plan}, stage {report.stage} ({report.plan_why})")
+    lines += _wrapped_line(f"goal: {report.goal}")
+    lines += filesystem_lines(report.filesystems, dry_run=report.dry_run)
+    if report.already_met:
+        return "\n".join([*lines, "enough is free already; nothing was touched"])
+    lines.append("")
+    if report.rules:
+        lines.append(f"{'rule':<24} {'result':<10} {'would free' if report.dry_run else 'freed':>11}")
+    for result in _DONE if not report.dry_run else (*_DONE, "not-needed"):
+        lines += [rule_line(rule) for rule in report.rules if rule.result == result]
+    for result, words in (
+        ("skipped", "skipped"),
+        ("stale", "nothing there"),
+        ("not-applicable", "not on this machine"),
+        ("not-needed", "not needed any more"),
+    ):
+        if report.dry_run and result == "not-needed":
+            continue  # shown above, with what they would free
+        lines += _listed(
+            words, [rule for rule in report.rules if rule.result == result], reasons=result == "skipped"
+        )
+    return "\n".join([*lines, "", *_wrapped_line(_verdict(report))])
+
+
+def _wrapped_line(text: str) -> list[str]:
+    return textwrap.wrap(printable(text), _WIDTH, subsequent_indent=_INDENT, break_on_hyphens=False)
+
+
+def _listed(words: str, rules: list[RuleReport], *, reasons: bool) -> list[str]:
+    if not rules:
+        return []
+    if reasons:
+        return [f"{words}:", *(line for rule in rules for line in _wrapped(f"{rule.id}: {rule.reason}"))]
+    return _wrapped_line(f"{words}: {', '.join(rule.id for rule in rules)}")
+
+
+def _verdict(report: CleanReport) -> str:
+    if report.dry_run:
+        total = sum(rule.expected for rule in report.rules if rule.result == "would-free")
+        return f"dry run: nothing was changed; about {size(total)} would be freed" + (
+            " (the goal is met as it is)" if report.met else ""
+        )
+    done = sum(rule.result in {"freed", "deferred"} for rule in report.rules)
+    text = f"freed {size(report.freed)} with {count(done, 'rule')} in {report.seconds:.1f} s: "
+    return text + ("the goal is met" if report.met else "the goal is not met")
+
+
+def not_met(report: CleanReport) -> GoalNotMet:
+    """Return the error for a goal that was not met: by how much, why, and what takes the room."""
+    short = [item for item in report.filesystems if not item.met]
+    where = ", ".join(_named(item) for item in short)
+    message = f"the goal was not met: {where}"
+    if report.waiting:
+        message += f"; {report.waiting}"
+    biggest = ", ".join(f"{size(item.size)} {printable(item.path)}" for item in report.consumers[:5])
+    blocked = sum(rule.result == "blocked" for rule in report.rules)
+    hint = f"the largest that remain: {biggest}" if biggest else None
+    if blocked:
+        hint = f"{count(blocked, 'rule')} could not do its work (see above); " + (
+            hint or "cachekit disk shows the rest"
+        )
+    return GoalNotMet(message, hint=hint, short_by=sum(item.short_by for item in short) or None)
+
+
+def _named(item: FilesystemReport) -> str:
+    return f"{printable(item.mount)} has {size(item.after)} free{_missing(item).replace(',', ' and is', 1)}"
+
+
+def markdown_report(report: CleanReport) -> str:
+    """Return the report as Markdown for $GITHUB_STEP_SUMMARY."""
+    verdict = _verdict(report) if not report.already_met else "enough was free already; nothing was touched"
+    lines = [f"### cachekit clean: {_cell(verdict)}", ""]
+    lines += [f"Plan `{_cell(report.plan)}`, stage `{report.stage}`, goal: {_cell(report.goal)}", ""]
+    lines += [
+        "| filesystem | free before | free after | of | needed | unexplained |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for item in report.filesystems:
+        need = size(item.need) if item.need else ""
+        cells = [printable(item.mount), size(item.before), size(item.after), size(item.total), need]
+        lines.append("| " + " | ".join(map(_cell, [*cells, size(item.unexplained)])) + " |")
+    if report.rules:
+        lines += [
+            "",
+            "| rule | result | freed | items | seconds | rate | why |",
+            "|---|---|---:|---:|---:|---:|---|",
+        ]
+    for rule in report.rules:
+        amount = rule.expected if rule.result == "would-free" else rule.freed
+        shown = size(amount) if rule.result in {"freed", "deferred", "would-free"} else ""
+        cells = [
+            rule.id,
+            rule.result,
+            shown,
+            str(rule.items or ""),
+            f"{rule.seconds:.1f}",
+            _rate(rule),
+            rule.reason,
+        ]
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    if report.consumers:
+        lines += [
+            "",
+            "Largest that remain: "
+            + ", ".join(_cell(f"{size(c.size)} {printable(c.path)}") for c in report.consumers),
+        ]
+    return "\n".join(lines) + "\n\n"
+
+
+def _cell(text: object) -> str:
+    """Return text that cannot leave its table cell, nor become a link or HTML."""
+    escaped = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return escaped.replace("[", "\\[").replace("`", "'")
+
+
+def possible(store: str, filesystems: Sequence[str]) -> list[dict[str, Any]]:
+    """Return for each stage of the plan that fits here what a clean could free, by dry runs towards an endless goal."""
+    from cachekit.clean.execute import clean
+    from cachekit.clean.goals import parse_goal
+    from cachekit.clean.model import STAGES
+    from cachekit.clean.prepare import Wish, prepare
+
+    stages = []
+    for stage in STAGES:
+        try:
+            wish = Wish(stage, goal=parse_goal("100%"), store=store, filesystems=filesystems, dry_run=True)
+            report = clean(prepare(wish))
+        except InvalidRequest:  # the plan has no such stage
+            continue
+        rules = [rule for rule in report.rules if rule.result == "would-free" and rule.expected]
+        rules.sort(key=lambda rule: -rule.expected)
+        stages.append(
+            {
+                "stage": stage,
+                "plan": report.plan,
+                "size": sum(rule.expected for rule in rules),
+                "largest": [(rule.id, rule.expected) for rule in rules[:4]],
+            }
+        )
+    return stages

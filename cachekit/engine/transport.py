@@ -1,0 +1,194 @@
+"""HTTP over a unix socket with one deadline for a whole exchange, however slowly the other side trickles."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+__all__ = ["Answer", "EngineUnavailable", "Outcome", "candidates", "exchange"]
+
+#: no-engine: there is none on this machine. no-permission: there is one, but not for this user. no-answer: it is there
+#: but does not answer in time, or answers what is not HTTP or JSON.
+Outcome = Literal["no-engine", "no-permission", "no-answer"]
+
+#: An engine with 10,000 images lists them in about 10 MB; more than this is not a list that anybody needs.
+_LARGEST_ANSWER = 64 << 20
+
+
+class EngineUnavailable(Exception):
+    """No engine can be spoken to. ``outcome`` says which of the three cases, the text why, in one sentence."""
+
+    def __init__(self, outcome: Outcome, reason: str) -> None:
+        super().__init__(reason)
+        self.outcome: Outcome = outcome
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP status and the whole body."""
+
+    status: int
+    body: bytes
+
+
+def candidates(host: str | None, runtime_directory: str | None) -> list[str]:
+    """Return the paths at which the engine's socket may lie, the first that answers wins.
+
+    ``host`` is $DOCKER_HOST, which alone counts if it is set. Raises EngineUnavailable (no-engine) if that is not a
+    unix socket: a remote engine's disk is not this machine's.
+    """
+    if host:
+        scheme, _, path = host.partition("://")
+        if scheme != "unix":
+            # Not the whole of it: a URL may hold a password.
+            raise EngineUnavailable(
+                "no-engine", f"DOCKER_HOST is {scheme}://, a remote engine: its disk is not this machine's"
+            )
+        return [path or "/var/run/docker.sock"]
+    paths = ["/var/run/docker.sock"]
+    if runtime_directory:
+        paths.append(os.path.join(runtime_directory, "docker.sock"))
+    return paths
+
+
+def exchange(
+    path: str,
+    method: str,
+    target: str,
+    *,
+    timeout: float,
+    body: bytes | Iterable[bytes] = b"",
+    kind: str = "",
+) -> Answer:
+    """Send one request over a connection of its own and return the whole answer, all within ``timeout`` seconds.
+
+    ``kind`` is the content type of ``body``. Raises EngineUnavailable.
+    """
+    deadline = time.monotonic() + timeout
+    connection = _Connection(path, deadline)
+    headers = {"Connection": "close"} | ({"Content-Type": kind} if kind else {})
+    try:
+        connection.request(method, target, body=body or None, headers=headers)
+        response = connection.getresponse()
+        pieces = []
+        size = 0
+        while piece := response.read(1 << 20):
+            size += len(piece)
+            if size > _LARGEST_ANSWER:
+                raise EngineUnavailable("no-answer", f"the engine's answer is over {_LARGEST_ANSWER} bytes")
+            pieces.append(piece)
+        if response.length:  # reading in pieces, http.client takes an early end for the end
+            raise EngineUnavailable("no-answer", "the engine's answer breaks off")
+        return Answer(response.status, b"".join(pieces))
+    except TimeoutError:
+        raise EngineUnavailable("no-answer", f"the engine did not answer within {timeout:g} s") from None
+    except http.client.IncompleteRead:
+        raise EngineUnavailable("no-answer", "the engine's answer breaks off") from None
+    except http.client.HTTPException as error:
+        raise EngineUnavailable(
+            "no-answer", f"what answers at {path} is no engine ({type(error).__name__})"
+        ) from None
+    except OSError as error:
+        raise EngineUnavailable(
+            "no-answer", f"the connection to the engine broke ({error.strerror or error})"
+        ) from None
+    finally:
+        connection.close()
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP to a unix socket; whatever it waits for ends at ``deadline``."""
+
+    def __init__(self, path: str, deadline: float) -> None:
+        super().__init__("localhost")
+        self._path, self._deadline = path, deadline
+
+    def connect(self) -> None:
+        # http.client needs of a socket what _Socket has: sendall, makefile and close.
+        self.sock = cast("socket.socket", _Socket(_connected(self._path, self._deadline), self._deadline))
+
+
+def _connected(path: str, deadline: float) -> socket.socket:
+    """Connect, or raise EngineUnavailable saying which of the outcomes it is."""
+    raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        while True:
+            try:
+                raw.settimeout(_left(deadline))
+                raw.connect(path)
+                return raw
+            except BlockingIOError:  # so many wait already that the kernel takes no more
+                time.sleep(min(0.05, _left(deadline)))
+    except (FileNotFoundError, NotADirectoryError):
+        reason = EngineUnavailable("no-engine", f"no engine: {path} does not exist")
+    except PermissionError:
+        reason = EngineUnavailable(
+            "no-permission", f"no permission to use {path} (is the user in its group?)"
+        )
+    except ConnectionRefusedError:
+        listens = "nobody listens on" if _is_socket(path) else "this is no socket:"
+        reason = EngineUnavailable("no-engine", f"no engine: {listens} {path}")
+    except TimeoutError:
+        reason = EngineUnavailable("no-answer", "the engine takes no connection in time")
+    except (OSError, ValueError) as error:  # a path that is too long for a socket's address, or with a NUL
+        reason = EngineUnavailable("no-engine", f"no engine at {path}: {error}")
+    raw.close()
+    raise reason
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds until ``deadline``. Raises TimeoutError."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+class _Socket:
+    """A socket whose every call has only what is left of the whole exchange's time."""
+
+    def __init__(self, raw: socket.socket, deadline: float) -> None:
+        self._raw, self._deadline = raw, deadline
+
+    def sendall(self, data: bytes) -> None:
+        self._raw.settimeout(_left(self._deadline))  # Python holds all of one sendall to it
+        self._raw.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Reader(self._raw, self._deadline), 1 << 16)
+
+    def close(self) -> None:
+        self._raw.close()
+
+
+class _Reader(io.RawIOBase):
+    """What comes over the socket. It holds a reference, so it may be read after the connection let go of it."""
+
+    def __init__(self, raw: socket.socket, deadline: float) -> None:
+        self._raw, self._deadline = raw.dup(), deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        self._raw.settimeout(_left(self._deadline))
+        return self._raw.recv_into(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()

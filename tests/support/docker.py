@@ -1,0 +1,226 @@
+"""A real Docker engine of the test's own: its data, its socket, its network and its mounts, nothing of the machine's.
+
+::
+
+    with docker_engine() as host:
+        base = host.image("base:1", busybox=True)
+        host.container("base:1", command=["/bin/busybox", "sleep", "60"], run=True)
+        host.client.images()
+
+Needs the capability `docker`. The engine ends with the block, and with this process if that is killed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from cachekit.engine.client import Engine, EngineRefused
+from cachekit.engine.transport import EngineUnavailable
+from tests.support import filesystems
+
+START_SECONDS = 30.0
+
+_TOOLS = ("dockerd", "containerd", "runc", "docker", "unshare", "setpriv", "ip")
+_BUSYBOX = Path("/bin/busybox")
+
+#: In its own mount namespace the engine's mounts go when it does, and the machine's settings and containerd are hidden.
+_SCRIPT = """
+ip link set lo up
+if [ -d /etc/docker ]; then mount -t tmpfs none /etc/docker; fi
+if [ -d /run/containerd ]; then mount -t tmpfs none /run/containerd; fi
+exec dockerd "$@"
+"""
+
+
+class CannotStartError(Exception):
+    """No engine can be started here; the text says why."""
+
+
+class DockerHost:
+    """A running engine, empty to begin with."""
+
+    def __init__(self, directory: Path, client: Engine) -> None:
+        self.directory, self.client = directory, client
+
+    @property
+    def socket(self) -> Path:
+        """The engine's socket."""
+        return self.directory / "docker.sock"
+
+    def image(
+        self,
+        *names: str,
+        content: bytes = b"",
+        busybox: bool = False,
+        labels: Mapping[str, str] | None = None,
+    ) -> str:
+        """Import an image with one file of `content`, or with busybox, and return its id; no name: dangling."""
+        layer = io.BytesIO()
+        with tarfile.open(fileobj=layer, mode="w") as tar:
+            member = tarfile.TarInfo("content")
+            member.size = len(content or repr(names).encode())
+            tar.addfile(member, io.BytesIO(content or repr(names).encode()))
+            if busybox:
+                tar.add(_BUSYBOX, "bin/busybox")
+        query: dict[str, object] = {"fromSrc": "-"}
+        if names:
+            query["repo"], _, query["tag"] = names[0].rpartition(":")
+        if labels:
+            query["changes"] = "LABEL " + " ".join(f"{name}={value}" for name, value in labels.items())
+        answer = self.client.call(
+            "POST", "/images/create", query, body=layer.getvalue(), kind="application/x-tar"
+        )
+        identity: str = json.loads(answer.body.splitlines()[-1])["status"]
+        for name in names[1:]:
+            self.client.tag_image(identity, name)
+        return identity
+
+    def container(
+        self,
+        image: str,
+        name: str,
+        command: tuple[str, ...] = ("/bin/busybox", "true"),
+        *,
+        start: bool = False,
+        **settings: object,
+    ) -> str:
+        """Make a container, `start` it if asked, and return its id."""
+        body = json.dumps({"Image": image, "Cmd": command, "StopTimeout": 0, **settings}).encode()
+        answer = self.client.call(
+            "POST", "/containers/create", {"name": name}, body=body, kind="application/json"
+        )
+        identity: str = json.loads(answer.body)["Id"]
+        if start:
+            self.client.call("POST", f"/containers/{identity}/start")
+        return identity
+
+    def wait_for(self, container: str) -> None:
+        """Wait for the end of a container."""
+        self.client.call("POST", f"/containers/{container}/wait")
+
+    def volume(self, name: str = "") -> str:
+        """Make a volume, anonymous without a name."""
+        answer = self.client.call(
+            "POST", "/volumes/create", body=json.dumps({"Name": name}).encode(), kind="application/json"
+        )
+        return str(json.loads(answer.body)["Name"])
+
+    def docker(self, *args: str | Path, stdin: bytes = b"", buildkit: bool = True) -> str:
+        """Run Docker's own command against this engine; return its output."""
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.directory),
+            "DOCKER_HOST": f"unix://{self.socket}",
+            "DOCKER_BUILDKIT": str(int(buildkit)),
+        }
+        # What came with this engine: a newer one of the machine may want plugins.
+        command = next(path for path in ("/usr/bin/docker", shutil.which("docker")) if path)
+        done = subprocess.run(
+            [command, *args], env=environment, input=stdin, capture_output=True, timeout=60, check=False
+        )
+        output = os.fsdecode(done.stdout + done.stderr)
+        assert done.returncode == 0, output
+        return output
+
+    def empty(self) -> None:
+        """Remove everything from the engine, as no cleaner may."""
+        for container in self.client.containers():
+            self._quietly("DELETE", f"/containers/{container.id}", {"force": 1, "v": 1})
+        for image in self.client.images():
+            self._quietly("DELETE", f"/images/{image.id}", {"force": 1})
+        for volume in self.client.volumes():
+            self._quietly("DELETE", f"/volumes/{volume.name}", {"force": 1})
+        self.client.prune_build_cache()
+
+    def _quietly(self, method: str, target: str, query: Mapping[str, object]) -> None:
+        try:
+            self.client.call(method, target, query)
+        except EngineRefused as error:
+            if error.status != 404:
+                raise
+
+
+@contextmanager
+def docker_engine(settings: Mapping[str, object] | None = None) -> Iterator[DockerHost]:
+    """Start an engine, with `settings` as its daemon.json. Raises CannotStartError."""
+    for tool in _TOOLS:
+        if shutil.which(tool) is None:
+            raise CannotStartError(f"{tool} is not installed")
+    if os.geteuid() != 0:
+        raise CannotStartError("not root")
+    if not _BUSYBOX.exists():
+        raise CannotStartError("busybox-static is not installed")
+    with filesystems.private_directory() as directory:
+        (directory / "daemon.json").write_text(json.dumps(settings or {}))
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(_command(directory), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        host = None
+        try:
+            host = DockerHost(directory, _greeted(directory, process))
+            yield host
+        finally:
+            _stop(process, host)
+            for below in ("data", "exec"):
+                shutil.rmtree(directory / below, ignore_errors=True)
+
+
+def _command(directory: Path) -> list[str]:
+    isolated = [
+        "setpriv",
+        "--pdeathsig",
+        "TERM",
+        "--",
+        "unshare",
+        "--net",
+        "--mount",
+        "--propagation",
+        "private",
+    ]
+    options = {
+        "config-file": directory / "daemon.json",
+        "data-root": directory / "data",
+        "exec-root": directory / "exec",
+        "pidfile": directory / "pid",
+        "host": f"unix://{directory}/docker.sock",
+        "bridge": "none",
+        "iptables": "false",
+    }
+    return [*isolated, "sh", "-ec", _SCRIPT, "sh", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def _greeted(directory: Path, process: subprocess.Popen[bytes]) -> Engine:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return Engine.connect(5, environment={"DOCKER_HOST": f"unix://{directory}/docker.sock"})
+        except EngineUnavailable as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                last = (directory / "log").read_text(errors="replace").strip().splitlines()[-1:]
+                raise CannotStartError(f"dockerd does not start: {error}: {' '.join(last)}") from None
+        time.sleep(0.02)
+
+
+def _stop(process: subprocess.Popen[bytes], host: DockerHost | None) -> None:
+    """End the engine and its containers; nothing of it may outlive the test, however it went."""
+    try:
+        if host is not None:
+            host.client.timeout = 20
+            host.empty()
+    except (EngineUnavailable, EngineRefused):
+        pass  # it may have died; what it left ends with its namespaces
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
