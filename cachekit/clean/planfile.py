@@ -113,11 +113,14 @@ def problems(text: str, source: str) -> list[Problem]:
 
 def _invalid(source: str, faults: list[Problem]) -> PlanInvalid:
     first = faults[0]
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    where = f"rule {first.rule}: " if first.rule else ""
+    where = f"{source}:{first.line}: " + (f"rule {first.rule}: " if first.rule else "")
+    more, hint = "", first.hint
+    if len(faults) > 1:
+        more = f" (and {len(faults) - 1} more)"
+        hint += ("; " if hint else "") + f"cachekit plan check {source} shows all"
     return PlanInvalid(
-        f"{source}:{first.line}: {where}{first.message}{more}",
-        hint=first.hint or None,
+        f"{where}{first.message}{more}",
+        hint=hint or None,
         line=first.line,
         rule=first.rule,
         problems=[

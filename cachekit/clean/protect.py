@@ -50,6 +50,8 @@ _EXCEPT = (
     "/var/lib/docker/tmp/docker-import-*",
     "/var/lib/systemd/coredump/*",
 )
+#: Here a pattern would sweep over what the system is made of.
+_SYSTEM = frozenset("/ /root /usr /usr/local /var /var/lib".split())
 _SIGN = re.compile(r"[*?\[]")
 
 
@@ -98,22 +100,12 @@ def refuse_pattern(pattern: str) -> str | None:
     What the pattern may match is seen when it is expanded; here only what stands in it.
     """
     path = "/" + "/".join(part for part in pattern.split("/") if part and part != ".")
-    if _excepted(path):
+    if any(_matches(path, excepted) or _matches(excepted, path) for excepted in _EXCEPT):
         return None
-    fixed = literal_prefix(path)
-    reason = _by_table(path)
-    if reason is None and fixed != "/" and _SIGN.search(path):
-        # "/usr/*" matches what may not be named; "/usr/share/*/x" does not.
-        inner = _by_table(fixed + "/x")
-        reason = inner if inner and not any(_overlaps(path, other) for other in _EXCEPT) else None
-    if reason is None and fixed == "/" and _SIGN.search(path):
-        reason = "a pattern for the directories of / would match the system"
-    return reason
-
-
-def _overlaps(pattern: str, excepted: str) -> bool:
-    """Return True if an excepted place lies where the pattern looks: then the expanded paths decide."""
-    return _matches(excepted, pattern) or excepted.startswith(literal_prefix(pattern) + "/")
+    if _SIGN.search(path) and literal_prefix(path) in _SYSTEM:
+        return f"a pattern for what lies in {literal_prefix(path)} would match the system"
+    # Each sign stands for some name: what it may not be is seen when the pattern is expanded.
+    return _by_table("/".join("x" if _SIGN.search(part) else part for part in path.split("/")) or "/")
 
 
 @dataclass(slots=True)

@@ -188,13 +188,11 @@ def _goal_words(goal: Goal | None) -> str:
 
 def _size(value: float) -> str:
     """Return bytes as plan files write them: ``20G``, ``1.1G``, ``550M``."""
-    for unit in ("B", "K", "M", "G"):
-        if value < 1000:
-            break
+    units = ["B", "K", "M", "G", "T"]
+    while value >= 1000 and len(units) > 1:
         value /= 1024
-    else:
-        unit = "T"
-    return f"{value:.0f}{unit}" if value >= 10 or value == int(value) else f"{value:.1f}{unit}"
+        del units[0]
+    return f"{value:.0f}{units[0]}" if value >= 10 or value == int(value) else f"{value:.1f}{units[0]}"
 
 
 def _amount(amount: Amount) -> str:

@@ -7,15 +7,15 @@ forked workers: each reads directories from a stack of its own and gives some to
 from __future__ import annotations
 
 import heapq
-import mmap
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from cachekit.system.files import open_directory, open_to_look
+from cachekit.system.shared import Wanted
 from cachekit.system.workers import ForkPool, WorkerDied, worker_count
 
 __all__ = ["Consumer", "Usage", "usage"]
@@ -97,14 +97,14 @@ class _Reader:
         depth: int,
         deadline: float | None,
         exclude: Collection[bytes],
-        hungry: Callable[[], bool],
+        wanted: Wanted,
     ) -> None:
         self._top = top
         self._device = os.fstat(top).st_dev
         self._depth = depth
         self._deadline = deadline
         self._exclude = exclude
-        self._hungry = hungry
+        self._wanted = wanted
         self._clear()
 
     def _clear(self) -> None:
@@ -129,7 +129,7 @@ class _Reader:
                 return
             if budget is not None and names > budget:
                 return
-            while len(stack) > 1 and self._hungry():
+            while len(stack) > 1 and self._wanted.take():
                 yield stack.pop(0)  # read first, so nearest to the top: most is to be expected below it
             names += self._directory(stack.pop(), stack)
 
@@ -275,14 +275,7 @@ def usage(
     top = open_directory(path)
     try:
         scan.add(({b"": [os.fstat(top).st_blocks * 512, 0, 1]}, {}, 0, False))
-        hungry = memoryview(mmap.mmap(-1, 8)).cast("q")
-
-        def wanted() -> bool:
-            if hungry[0] <= 0:
-                return False
-            hungry[0] -= 1
-            return True
-
+        wanted = Wanted()
         reader = _Reader(top, depth, deadline, skipped, wanted)
         stack: list[_Task] = [(b"", b"", 0)]
         count = worker_count() if workers is None else workers
@@ -290,14 +283,14 @@ def usage(
             pass
         scan.add(reader.report())
         if stack and result.complete:
-            _share(stack, scan, reader, count, hungry)
+            _share(stack, scan, reader, count, wanted)
         scan.finish()
     finally:
         os.close(top)
     return result
 
 
-def _share(stack: list[_Task], scan: _Scan, reader: _Reader, count: int, hungry: memoryview) -> None:
+def _share(stack: list[_Task], scan: _Scan, reader: _Reader, count: int, wanted: Wanted) -> None:
     """Read the rest with workers, or in this process where none can be had."""
     try:
         pool = ForkPool(lambda: _Worker(reader), count)
@@ -318,7 +311,7 @@ def _share(stack: list[_Task], scan: _Scan, reader: _Reader, count: int, hungry:
                     busy[worker] = True
             if not any(busy):
                 return
-            hungry[0] = 0 if queue else busy.count(False)
+            wanted.want(0 if queue else busy.count(False))
             for worker, (done, content) in pool.poll(wait=True):
                 if isinstance(content, list):
                     queue += content

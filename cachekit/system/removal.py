@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 from cachekit.system.beneath import Beneath, open_parent
 from cachekit.system.holders import Sockets, live_sockets
+from cachekit.system.shared import Tally
 from cachekit.system.steps import step
 from cachekit.system.sweeper import KEPT, LOCKED, Sweeper, lock, open_up, reason, special
 from cachekit.system.workers import ForkPool, WorkerDied, worker_count
@@ -29,7 +29,7 @@ _SMALL = 200
 #: Directories queued at each worker: one to work on, one so that it need not wait for the next.
 _AHEAD = 2
 #: Waiting for the disk, not computing, is most of a removal: see docs/benchmarks.md.
-_WAITERS = 4
+_WAITERS = 8
 
 
 @dataclass(slots=True)
@@ -163,42 +163,16 @@ def _remove_top(parent: int, name: bytes, fd: int, shown: bytes, sockets: Socket
             return
 
 
-class _Tally:
-    """Counters in memory that all workers share: what one did is known even if it was killed."""
-
-    def __init__(self, workers: int) -> None:
-        self._memory = memoryview(mmap.mmap(-1, 8 * (1 + 3 * (workers + 1)))).cast("q")
-        self.own = 1
-
-    def add(self, items: int, size: int, left: int) -> None:
-        memory, own = self._memory, self.own
-        memory[own] += items
-        memory[own + 1] += size
-        memory[own + 2] += left
-
-    def hungry(self) -> bool:
-        if self._memory[0] <= 0:
-            return False
-        self._memory[0] -= 1  # two may take the same: then somebody has one directory more to begin with
-        return True
-
-    def want(self, count: int) -> None:
-        self._memory[0] = count
-
-    def total(self, which: int) -> int:
-        return sum(self._memory[1 + which :: 3])
-
-
 class _Worker:
     """Runs in a forked process: first its number, then directories to empty."""
 
-    def __init__(self, sweeper: Sweeper, tally: _Tally) -> None:
+    def __init__(self, sweeper: Sweeper, tally: Tally) -> None:
         self._sweeper = sweeper
         self._tally = tally
 
     def handle(self, message: Any) -> Iterable[Any]:
         if isinstance(message, int):
-            self._tally.own = 1 + 3 * message
+            self._tally.place = message
             return
         sweeper = self._sweeper
         yield from sweeper.sweep(message)
@@ -217,12 +191,12 @@ class _Removal:
         self._deferred: list[bytes] = []
         self._left: list[tuple[bytes, str]] = []
 
-    def _sweeper(self, tally: _Tally, budget: int | None = None) -> Sweeper:
+    def _sweeper(self, tally: Tally, budget: int | None = None) -> Sweeper:
         return Sweeper(self._top, self._shown, self._sockets, tally, budget=budget)
 
     def run(self, workers: int) -> None:
         """Empty it, and add to the result. What a worker that died had begun, this process finishes."""
-        tally = _Tally(workers)
+        tally = Tally(workers)
         before = 0
         try:
             if workers < 2:
@@ -230,22 +204,22 @@ class _Removal:
             else:
                 self._share(tally, workers)
         except (WorkerDied, OSError, RuntimeError, MemoryError):
-            before = tally.total(2)  # what could not go is met once more
+            before = tally.left  # what could not go is met once more
             self._alone(tally)
         removed = self._removed
-        removed.items += tally.total(0)
-        removed.size += tally.total(1)
-        removed.left_count += tally.total(2) - before
+        removed.items += tally.items
+        removed.size += tally.size
+        removed.left_count += tally.left - before
         removed.left += self._left[: KEPT - len(removed.left)]
 
-    def _alone(self, tally: _Tally) -> None:
+    def _alone(self, tally: Tally) -> None:
         tally.want(0)
         sweeper = self._sweeper(tally)
         for _ in sweeper.sweep(b""):
             pass
         self._left = sweeper.left
 
-    def _share(self, tally: _Tally, workers: int) -> None:
+    def _share(self, tally: Tally, workers: int) -> None:
         """Do it with workers, unless it is small enough to be done before there are any."""
         first = self._sweeper(tally, _SMALL)
         source = first.sweep(b"")
@@ -265,7 +239,7 @@ class _Removal:
         self._deferred += first.deferred
         self._finish(tally)
 
-    def _lead(self, pool: ForkPool, path: bytes, source: Iterator[bytes], tally: _Tally) -> None:
+    def _lead(self, pool: ForkPool, path: bytes, source: Iterator[bytes], tally: Tally) -> None:
         load = [0] * pool.count
         for worker in range(pool.count):
             pool.send(worker, worker + 1)
@@ -297,7 +271,7 @@ class _Removal:
                 del self._left[KEPT:]
                 self._deferred += deferred
 
-    def _finish(self, tally: _Tally) -> None:
+    def _finish(self, tally: Tally) -> None:
         """Remove the directories that waited for others' work, the deepest first."""
         beneath = Beneath(self._top)
         sweeper = self._sweeper(tally)
@@ -313,7 +287,7 @@ class _Removal:
             except FileNotFoundError:
                 pass
             except OSError:
-                if not tally.total(2):  # nothing in it stays: somebody added to it, or it has hidden names
+                if not tally.left:  # nothing in it stays: somebody added to it, or it has hidden names
                     for _ in sweeper.sweep(path):
                         pass
             finally:

@@ -2,7 +2,7 @@
 
 Relative to descriptors all the way, so that a name that somebody swaps for a symlink leads nowhere. One explicit stack,
 and descriptors only for its upper end: a tree may be deeper than Python can recurse and than files may be open. While
-others are idle (``Shared.hungry``), whole directories that were not begun are handed to them.
+others are idle, whole directories that were not begun are handed to them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Protocol
 from cachekit.system.beneath import Beneath
 from cachekit.system.holders import Sockets
 from cachekit.system.locks import try_lock
+from cachekit.system.shared import Tally
 
-__all__ = ["KEPT", "LOCKED", "Counts", "Sweeper", "lock", "open_up", "reason", "special"]
+__all__ = ["KEPT", "LOCKED", "Sweeper", "lock", "open_up", "reason", "special"]
 
 #: How many of the things that stay are told by name.
 KEPT = 100
@@ -122,16 +123,6 @@ class _Scan(Protocol):
     def close(self) -> None: ...
 
 
-class Counts(Protocol):
-    """Where a sweeper counts, readable while it works: names, allocated bytes, things that stay."""
-
-    def add(self, items: int, size: int, left: int) -> None: ...
-
-    def hungry(self) -> bool:
-        """Whether somebody waits for work."""
-        ...
-
-
 class _Level:
     """One directory on the way down."""
 
@@ -176,14 +167,12 @@ class _Level:
 class Sweeper:
     """Empties directories below ``top``. ``shown`` is the path by which the top is known to people."""
 
-    def __init__(
-        self, top: int, shown: bytes, sockets: Sockets, counts: Counts, *, budget: int | None
-    ) -> None:
+    def __init__(self, top: int, shown: bytes, sockets: Sockets, tally: Tally, *, budget: int | None) -> None:
         """``budget``: after so many names, all directories not begun are handed over; None: only to the hungry."""
         self._top = top
         self._shown = shown
         self._sockets = sockets
-        self._counts = counts
+        self._tally = tally
         self._budget = budget
         self._beneath = Beneath(top)
         self._items = self._size = self._left = self._total = 0
@@ -250,7 +239,7 @@ class Sweeper:
                 while level.pending:
                     yield self._hand(depth)
             return
-        while self._counts.hungry():
+        while self._tally.take():
             for depth, level in enumerate(self._stack):
                 # The directory nearest to the top, where most is to be expected below; one stays for this process.
                 if len(level.pending) > (depth == len(self._stack) - 1):
@@ -401,5 +390,5 @@ class Sweeper:
 
     def _flush(self) -> None:
         self._total += self._items
-        self._counts.add(self._items, self._size, self._left)
+        self._tally.add(self._items, self._size, self._left)
         self._items = self._size = self._left = 0

@@ -31,7 +31,6 @@ class FakeEngine:
             "GET /volumes": (200, {"Volumes": []}),
         }
         self.requests: list[tuple[str, dict[str, list[str]]]] = []
-        self.over = threading.Event()
 
     def asked(self, what: str) -> list[dict[str, list[str]]]:
         """Return the queries of all requests for "METHOD /path"."""
@@ -88,6 +87,5 @@ def fake_engine(directory: Path, api: str = "1.45") -> Iterator[FakeEngine]:
         try:
             yield fake
         finally:
-            fake.over.set()
             server.shutdown()
             thread.join()
