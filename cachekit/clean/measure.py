@@ -86,26 +86,28 @@ class Meter:
         return sum(filesystem.room.used for filesystem in self._filesystems)
 
     def settle(self, before: int, removed: int | None, paths: Iterable[bytes]) -> bool:
-        """Wait until what was ``removed`` shows (None: unknown); return False if it does not within five seconds."""
-        missing_allowed = max(_TOLERANCE, (removed or 0) // 10)
+        """Wait until what was ``removed`` shows (None: unknown); return False if it does not within five seconds.
+
+        Where filesystems show it at once there is nothing to wait for: what is missing then, others have written, or
+        hold open.
+        """
+        late = [item for item in self._touched(paths) if item.kind not in _IMMEDIATE]
 
         def seen() -> bool:
-            freed = before - self.used()
-            if removed is None:
-                return freed > 0
-            return removed - freed <= missing_allowed
+            return self.unseen(before, removed) == 0 if removed is not None else before - self.used() > 0
 
-        if removed is None and all(filesystem.kind in _IMMEDIATE for filesystem in self._filesystems):
+        if not late:
             return True
         seconds = _SETTLE_UNKNOWN if removed is None else _SETTLE_SECONDS
-        shown = all(
-            [settle(filesystem.path, seen, seconds=seconds) for filesystem in self._touched(paths)]
-            or [seen()]
-        )
-        if removed is None or self.met_now():
-            return True
+        for filesystem in late:
+            settle(filesystem.path, seen, seconds=seconds)
         # Half of it is proof enough that the filesystem shows things; the rest others may have taken.
-        return shown or removed - (before - self.used()) <= removed // 2
+        return removed is None or self.met_now() or self.unseen(before, removed) <= removed // 2
+
+    def unseen(self, before: int, removed: int) -> int:
+        """Return how many of the ``removed`` bytes do not show; 0 if that may be chance, since others write too."""
+        missing = min(removed, removed - (before - self.used()))
+        return missing if missing > max(_TOLERANCE, removed // 10) else 0
 
     def _touched(self, paths: Iterable[bytes]) -> list[Filesystem]:
         """Return the filesystems that the paths lay on; the first one if none can be told any more."""

@@ -27,7 +27,7 @@ __all__ = ["Run", "largest"]
 #: A look at /proc is good for so long; before something is removed for good there is always a new one.
 _HOLDERS_SECONDS = 2.0
 #: Finding the largest directories that remain must not take long: the answer is wanted now.
-_CONSUMER_SECONDS = 10.0
+_CONSUMER_SECONDS = 5.0
 _CONSUMERS = 8
 
 
@@ -163,7 +163,7 @@ class Run:
         meter.credit(outcome.freed, found.paths)
         outcome.removed, outcome.items = done.size, done.items
         outcome.leave(done.left)
-        self._judge(done, outcome, seen=seen)
+        self._judge(done, outcome, unseen=meter.unseen(before, known) if known else 0, seen=seen)
         if outcome.result in {"freed", "deferred", "stale"}:
             self._ledger.note(self._request.plan.name, rule, outcome.freed, max(done.seconds, 0.001))
 
@@ -171,28 +171,23 @@ class Run:
         self._holders, self._looked = Holders.scan(), time.monotonic()
         return self._holders
 
-    def _judge(self, done: Done, outcome: RuleReport, *, seen: bool) -> None:
+    def _judge(self, done: Done, outcome: RuleReport, *, unseen: int, seen: bool) -> None:
         if done.problem:
             outcome.result, outcome.reason = "failed", done.problem
         elif not done.items and done.left:
             path, reason = done.left[0]
             outcome.result, outcome.reason = "blocked", f"{path.decode('utf-8', 'surrogateescape')}: {reason}"
+        elif unseen and self._meter.open_deleted(self._fresh_holders()) >= unseen // 2:
+            outcome.result, outcome.reason = "deferred", "removed, but processes still have the files open"
         elif seen:
             outcome.result = "freed" if outcome.freed > 0 or done.items else "stale"
             outcome.reason = f"{len(done.left)} left" if done.left else ""
         else:
-            missing = (done.size or 0) - outcome.freed
-            if self._meter.open_deleted(self._fresh_holders()) >= missing // 2:
-                outcome.result, outcome.reason = (
-                    "deferred",
-                    "removed, but processes still have the files open",
-                )
-            else:
-                outcome.result, outcome.reason = "freed", "not all of it is shown as free yet"
-                self._report.waiting = (
-                    f"waiting for the filesystem: it does not show {missing} bytes that {outcome.id} removed "
-                    "(snapshots, shared blocks or another writer can hold them)"
-                )
+            outcome.result, outcome.reason = "freed", "not all of it is shown as free yet"
+            self._report.waiting = (
+                f"waiting for the filesystem: it does not show {unseen} bytes that {outcome.id} removed "
+                "(snapshots, shared blocks or another writer can hold them)"
+            )
 
     def _release_ballast(self) -> None:
         for ballast in ballasts(self._request.ballast_directories):

@@ -168,7 +168,7 @@ class Sweeper:
     """Empties directories below ``top``. ``shown`` is the path by which the top is known to people."""
 
     def __init__(self, top: int, shown: bytes, sockets: Sockets, tally: Tally, *, budget: int | None) -> None:
-        """``budget``: after so many names, all directories not begun are handed over; None: only to the hungry."""
+        """``budget``: after so many names, all directories not begun are handed over; None: only to the idle."""
         self._top = top
         self._shown = shown
         self._sockets = sockets
