@@ -227,7 +227,7 @@ class Run:
 
 
 def largest(meter: Meter) -> list[Consumer]:
-    """Return the largest directories on the filesystems that are short, as far as can be found in ten seconds."""
+    """Return the largest directories on the filesystems that are short, as far as can be found in five seconds."""
     deadline = time.monotonic() + _CONSUMER_SECONDS
     found: list[Consumer] = []
     for filesystem in meter.short():

@@ -5,7 +5,6 @@ Measured: btrfs showed 0 of 300 MB freed after 8 s, and all of it right after a 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -17,25 +16,36 @@ __all__ = ["settle"]
 _PAUSE = 0.05
 
 
-def settle(path: bytes, seen: Callable[[], bool], *, seconds: float) -> bool:
+def settle(path: bytes, seen: Callable[[], bool], *, seconds: float, synced: float | None = None) -> bool:
     """Sync the filesystem that ``path`` lies on, and wait at most ``seconds`` until ``seen()``; return what it says.
 
-    The sync runs in a process of its own: on a busy disk it may take minutes, and no limit can be set to it.
+    ``synced``: and at most so many seconds after the sync has ended (None: no such limit). The sync runs in a process
+    of its own: on a busy disk it may take minutes, and no limit can be set to it.
     """
     if seen():
         return True
     child = _sync_in_child(path)
+    running = bool(child)
     deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if seen():
+            return True
+        # Not ended at the deadline: it goes on, and init takes it over after us.
+        if running and _ended(child):
+            running = False
+            if synced is not None:
+                deadline = min(deadline, time.monotonic() + synced)
+        time.sleep(_PAUSE)
+    if running:
+        _ended(child)
+    return seen()
+
+
+def _ended(child: int) -> bool:
     try:
-        while time.monotonic() < deadline:
-            if seen():
-                return True
-            time.sleep(_PAUSE)
-        return seen()
-    finally:
-        if child:
-            with contextlib.suppress(OSError):  # not ended yet: it goes on, and init takes it over after us
-                os.waitpid(child, os.WNOHANG)
+        return os.waitpid(child, os.WNOHANG)[0] == child
+    except OSError:
+        return True
 
 
 def _sync_in_child(path: bytes) -> int:
