@@ -12,6 +12,9 @@ from cachekit.system.process import run_limited
 
 __all__ = ["run_command", "survey_command"]
 
+#: What a build may be using: emptying Go's cache under a running build breaks it (golang/go#31948).
+_CACHES = frozenset({"package-cache", "build-cache"})
+
 #: No questions, no colours, no pager: nobody is there.
 _QUIET = {
     "DEBIAN_FRONTEND": "noninteractive",
@@ -45,7 +48,8 @@ def survey_command(rule: Rule, around: Surroundings) -> Found:
         reason = around.protection.needed(place)
         if reason:
             return Found("skipped", f"{os.fsdecode(place)}: {reason}")
-        holder = around.holders().of(place)
+        # Not for logs: their writer always has them open, and journalctl knows what it may take away.
+        holder = around.holders().of(place) if rule.category in _CACHES else None
         if holder is not None:
             return Found("blocked", f"{os.fsdecode(place)} is in use: {holder}")
     if around.devices is not None and existing and not _any_on(existing, around.devices):

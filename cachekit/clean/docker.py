@@ -17,7 +17,7 @@ from cachekit.clean.docker_images import remove_image, survey_images
 from cachekit.clean.docker_state import DockerSurroundings, GoneError, StaysError, Task
 from cachekit.clean.model import Docker, Done, Found, Rule, Unit
 from cachekit.engine.client import EngineRefused
-from cachekit.engine.transport import EngineUnavailable
+from cachekit.engine.outcome import EngineUnavailable
 
 __all__ = ["DockerSurroundings", "carry_out", "survey"]
 

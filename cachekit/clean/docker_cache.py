@@ -8,7 +8,7 @@ import time
 from cachekit.clean.docker_state import GoneError, StaysError, Task
 from cachekit.clean.model import Docker, Found, Unit
 from cachekit.engine.client import Engine, EngineRefused
-from cachekit.engine.transport import EngineUnavailable
+from cachekit.engine.outcome import EngineUnavailable
 from cachekit.system.space import free_space
 
 __all__ = ["remove_build_cache", "survey_build_cache"]

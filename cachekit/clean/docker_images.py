@@ -10,7 +10,7 @@ from cachekit.clean.image_ledger import load, observe, store
 from cachekit.clean.model import Found, Unit
 from cachekit.engine.client import Engine, EngineRefused
 from cachekit.engine.objects import Container, Image
-from cachekit.engine.transport import EngineUnavailable
+from cachekit.engine.outcome import EngineUnavailable
 
 __all__ = ["remove_image", "survey_images"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from cachekit.clean.model import Docker
 from cachekit.engine.client import Engine
 from cachekit.engine.objects import Image
-from cachekit.engine.transport import EngineUnavailable
+from cachekit.engine.outcome import EngineUnavailable
 from cachekit.system.state import state_directory
 
 __all__ = ["DockerSurroundings", "GoneError", "StaysError", "Task"]

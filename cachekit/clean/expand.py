@@ -7,6 +7,8 @@ import glob
 import itertools
 import os
 import re
+import stat
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +19,8 @@ from cachekit.system.files import open_to_look
 
 __all__ = ["Expansion", "NotSet", "expand", "substitute"]
 
+#: As many as the kernel follows in one path.
+_MAX_LINKS = 40
 _NAME = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -120,9 +124,12 @@ def _prefix(pattern: str) -> str:
 def _matches(
     pattern: str, within: list[str], target: Paths, protection: Protection, result: Expansion
 ) -> Iterator[bytes]:
-    prefix = os.path.realpath(_prefix(pattern))
+    prefix, problem = _resolve(_prefix(pattern))
+    if problem is not None:
+        result.refused.append((os.fsencode(_prefix(pattern)), problem))
+        return
     roots = [os.fsencode(root) for root in (within or [prefix])]
-    parents: dict[str, str] = {}
+    parents: dict[str, tuple[str, str | None]] = {}
     for match in _glob(pattern):
         place = match.rstrip("/")
         parent, name = os.path.split(place)
@@ -130,19 +137,64 @@ def _matches(
             continue
         real = parents.get(parent)
         if real is None:
-            real = parents[parent] = os.path.realpath(parent)
-        path = os.fsencode(os.path.join(real, name))
+            real = parents[parent] = _resolve(parent)
+        path = os.fsencode(os.path.join(real[0], name))
         if os.path.basename(path).startswith(STAGING_PREFIX) or _excluded(place, name, target.exclude):
             continue
-        reason = None
-        if not any(path.startswith(root.rstrip(b"/") + b"/") for root in roots):
+        reason = real[1]
+        if reason is None and not any(path.startswith(root.rstrip(b"/") + b"/") for root in roots):
             reason = "it lies outside of " + ", ".join(os.fsdecode(root) for root in roots)
         reason = reason or protection.refuse(path)
         if reason is not None:
             result.refused.append((path, reason))
             continue
         yield path
-    result.parents += [os.fsencode(real) for real in parents.values()] or [os.fsencode(prefix)]
+    result.parents += [os.fsencode(real) for real, _ in parents.values()] or [os.fsencode(prefix)]
+
+
+def _resolve(path: str) -> tuple[str, str | None]:
+    """Return an absolute path with its links resolved, and why it is not to be cleaned; None if nothing is against it.
+
+    A link of somebody who is neither root nor this user may lead only to what is theirs: else whoever may write into
+    ``~/.cache`` chooses what root removes. What does not exist is taken as it stands.
+    """
+    here, links = "/", 0
+    parts = deque(path.split("/"))
+    #: Of each such link: how many parts are left when it has been followed, and who made it.
+    watched: list[tuple[int, int]] = []
+    while parts or watched:
+        while watched and len(parts) <= watched[-1][0]:
+            _, uid = watched.pop()
+            try:
+                if os.lstat(here).st_uid != uid:
+                    return here, "a link of another user leads there"
+            except OSError:
+                return here, "a link leads there that cannot be followed"
+        if not parts:
+            break
+        name = parts.popleft()
+        if name == "..":
+            here = os.path.dirname(here)
+        if name in {"", ".", ".."}:
+            continue
+        place = os.path.join(here, name)
+        try:
+            info = os.lstat(place)
+            target = os.readlink(place) if stat.S_ISLNK(info.st_mode) else None
+        except OSError:
+            info, target = None, None
+        if info is None or target is None:
+            here = place
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            return place, "a chain of links without an end"
+        if info.st_uid not in {0, os.geteuid()}:
+            watched.append((len(parts), info.st_uid))
+        if target.startswith("/"):
+            here = "/"
+        parts.extendleft(reversed(target.split("/")))
+    return here, None
 
 
 def _glob(pattern: str) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 
 from cachekit.clean.model import Rule
@@ -56,8 +55,8 @@ def job_files(workspace: bytes, environ: Mapping[str, str]) -> dict[str, str]:
 def kept(rule: Rule, keep: Sequence[str], texts: Mapping[str, str]) -> str | None:
     """Return why a rule is left out for a tool's sake, None if it is not.
 
-    ``keep``: rule ids, tools or categories. Inferred: a tool of the rule that is on PATH and is named as a word in one
-    of the job's files (``setup-dotnet`` names dotnet).
+    ``keep``: rule ids, tools or categories. Inferred: a tool of the rule that is named as a word in one of the job's
+    files (``setup-dotnet`` names dotnet). Whether it is on PATH does not matter: the job may put it there.
     """
     for name in keep:
         if name in {rule.id, rule.category} or name in rule.tools:
@@ -65,6 +64,6 @@ def kept(rule: Rule, keep: Sequence[str], texts: Mapping[str, str]) -> str | Non
     for tool in rule.tools:
         word = re.compile(rf"(?<![A-Za-z0-9_.]){re.escape(tool)}(?![A-Za-z0-9_])")
         for name, text in texts.items():
-            if word.search(text) and shutil.which(tool):
+            if word.search(text):
                 return f"{tool} is named in {name}"
     return None

@@ -17,6 +17,8 @@ __all__ = ["Meter"]
 _SETTLE_SECONDS = 5.0
 #: Commands and engines do not say what they removed: a short wait for filesystems that show it late.
 _SETTLE_UNKNOWN = 1.0
+#: After a sync there is little left to wait for (xfs gives inodes back in the background).
+_AFTER_SYNC = 0.2
 #: These show what was freed at once.
 _IMMEDIATE = frozenset({"ext2", "ext3", "ext4", "tmpfs", "ramfs"})
 #: Less than this, or than a tenth of what was removed, may be missing without a doubt: others write too.
@@ -31,6 +33,8 @@ class Meter:
         self._needs = needs
         self._credit: dict[int, int] = {}
         self._before: list[Room] = []
+        #: What the rules so far removed, and what of it was seen to be free.
+        self._removed = self._shown = 0
         self.start()
 
     def start(self) -> None:
@@ -69,6 +73,8 @@ class Meter:
         short = self.short()
         if not foreseen:
             return not short
+        if any(self.need(filesystem).short_inodes(filesystem.room) for filesystem in short):
+            return False  # bytes say nothing of them
         missing = sum(self.need(filesystem).short(filesystem.room) for filesystem in short)
         return missing <= foreseen
 
@@ -91,18 +97,36 @@ class Meter:
         Where filesystems show it at once there is nothing to wait for: what is missing then, others have written, or
         hold open.
         """
-        late = [item for item in self._touched(paths) if item.kind not in _IMMEDIATE]
+        late = [item for item in self._touched(paths) if item.kind not in _IMMEDIATE] if removed != 0 else []
 
-        def seen() -> bool:
-            return self.unseen(before, removed) == 0 if removed is not None else before - self.used() > 0
+        def all_of_it() -> bool:
+            return before - self.used() >= (removed or 1) or not self.short()
 
-        if not late:
-            return True
+        # However little: what does not show yet may be all that the goal lacks, and the next rule would go for it.
         seconds = _SETTLE_UNKNOWN if removed is None else _SETTLE_SECONDS
         for filesystem in late:
-            settle(filesystem.path, seen, seconds=seconds)
-        # Half of it is proof enough that the filesystem shows things; the rest others may have taken.
-        return removed is None or self.met_now() or self.unseen(before, removed) <= removed // 2
+            settle(filesystem.path, all_of_it, seconds=seconds, synced=_AFTER_SYNC)
+        if not late or not removed or self.met_now():
+            return True
+        for filesystem in late if self.unseen(before, removed) else ():
+            settle(filesystem.path, lambda: self.unseen(before, removed) == 0, seconds=_SETTLE_SECONDS)
+        return self._believe(removed, before - self.used()) or not self.short()
+
+    def _believe(self, removed: int, freed: int) -> bool:
+        """Return whether enough shows of what this rule removed, and of all that was removed where it shows late.
+
+        Half of it is proof that the filesystem shows things; the rest others may have taken.
+        """
+        self._removed += removed
+        self._shown += freed
+        return self.owed <= max(_TOLERANCE, self._removed // 2) and removed - freed <= max(
+            _TOLERANCE, removed // 2
+        )
+
+    @property
+    def owed(self) -> int:
+        """Bytes that were removed so far from filesystems that show it late, and are not seen to be free."""
+        return max(0, self._removed - self._shown)
 
     def unseen(self, before: int, removed: int) -> int:
         """Return how many of the ``removed`` bytes do not show; 0 if that may be chance, since others write too."""

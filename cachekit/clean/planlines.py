@@ -69,8 +69,8 @@ class Lines:
             if place in self._tables:
                 place += (self._tables[place] - 1,)
             place += (part,)
-        if several:
             self._note(place, at)
+        if several:
             self._tables[place] = self._tables.get(place, 0) + 1
         if place in self._tables:
             place += (self._tables[place] - 1,)

@@ -118,7 +118,7 @@ def _rule(values: dict[str, Any], place: Place, notes: Notes) -> Rule:
 
 
 def _target(table: Table, when: Table) -> Paths | Command | Docker:
-    given = [key for key in _TARGETS if key in table]
+    given = [key for key in table if key in _TARGETS]
     for key in _TARGETS:
         table.take(key)
     if len(given) > 1:

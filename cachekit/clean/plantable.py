@@ -32,10 +32,6 @@ class Problem:
     hint: str = ""
     warning: bool = False
 
-    def __str__(self) -> str:
-        where = f"rule {self.rule}: " if self.rule else ""
-        return f"{self.line}: {where}{self.message}" + (f" ({self.hint})" if self.hint else "")
-
 
 @dataclass(slots=True)
 class Notes:
@@ -70,6 +66,10 @@ class Table:
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the keys as they stand in the file."""
+        return iter(self._values)
 
     def take(self, key: str) -> Any:
         """Return the value of ``key``, None without one, and know the key from now on."""

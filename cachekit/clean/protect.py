@@ -104,6 +104,10 @@ def refuse_pattern(pattern: str) -> str | None:
         return None
     if _SIGN.search(path) and literal_prefix(path) in _SYSTEM:
         return f"a pattern for what lies in {literal_prefix(path)} would match the system"
+    for home in ("/home/*", "/root"):
+        for name in _HOME:
+            if _matches("/".join(path.split("/")[: (home + "/" + name).count("/") + 1]), f"{home}/{name}"):
+                return f"~/{name} is never cleaned"
     # Each sign stands for some name: what it may not be is seen when the pattern is expanded.
     return _by_table("/".join("x" if _SIGN.search(part) else part for part in path.split("/")) or "/")
 

@@ -14,11 +14,15 @@ __all__ = ["finish_leftovers", "remove_units"]
 
 
 def remove_units(
-    units: Sequence[Unit], *, enough: Callable[[], bool], holders: Callable[[], Holders]
+    units: Sequence[Unit],
+    *,
+    enough: Callable[[], bool],
+    known: Callable[[], Holders],
+    holders: Callable[[], Holders],
 ) -> Done:
     """Remove the units in their order until ``enough()``; return what went and what stayed.
 
-    ``holders`` gives a new look at who uses what.
+    ``holders`` gives a new look at who uses what, ``known`` one that may be some seconds old.
     """
     done = Done(size=0)
     begin = time.monotonic()
@@ -31,6 +35,11 @@ def remove_units(
     for number, unit in enumerate(units):
         if number and enough():
             break
+        # The survey may be long ago, and a file, unlike a directory, is not looked at again once it has another name.
+        holder = known().of(unit.name)
+        if holder is not None:
+            done.left.append((unit.name, f"in use: {holder}"))
+            continue
         removed = discard(unit.name, look_again=look_again, workers=workers)
         done.items += removed.items
         done.size = (done.size or 0) + removed.size

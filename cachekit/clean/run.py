@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from cachekit.clean.commands import run_command, survey_command
@@ -56,6 +57,9 @@ class Run:
         )
         #: In a dry run: bytes that the rules so far would have freed.
         self._foreseen = 0
+        #: What was done about the trash of killed runs, and what of it stays.
+        self._trash: RuleReport | None = None
+        self._trash_left: list[tuple[bytes, str]] = []
 
     def holders(self) -> Holders:
         """Return who uses what, not older than two seconds."""
@@ -116,6 +120,8 @@ class Run:
 
     def _one(self, rule: Rule, outcome: RuleReport) -> None:
         begin = time.monotonic()
+        # What is on a filesystem that has enough by now stays.
+        self._around.devices = self._meter.short_devices() or None
         try:
             found = self._survey(rule)
             outcome.leave(found.left)
@@ -151,7 +157,9 @@ class Run:
         meter = self._meter
         before = meter.used()
         if isinstance(rule.target, Paths):
-            done = remove_units(found.units, enough=meter.met_now, holders=self._fresh_holders)
+            done = remove_units(
+                found.units, enough=meter.met_now, known=self.holders, holders=self._fresh_holders
+            )
         elif isinstance(rule.target, Docker):
             done = carry_out(rule, found, self._docker, meter.met_now, None)
         else:
@@ -160,10 +168,16 @@ class Run:
         known = done.size if isinstance(rule.target, Paths) else None
         seen = meter.settle(before, known, found.paths)
         outcome.freed = before - meter.used()
-        meter.credit(outcome.freed, found.paths)
         outcome.removed, outcome.items = done.size, done.items
         outcome.leave(done.left)
         self._judge(done, outcome, unseen=meter.unseen(before, known) if known else 0, seen=seen)
+        if isinstance(rule.target, Command) and outcome.result == "freed" and outcome.freed <= 0:
+            outcome.result, outcome.reason = "stale", "it ran, and nothing became free"
+        # What others write meanwhile is not the rule's doing.
+        known_gone = (
+            known if known is not None and seen and outcome.result == "freed" else max(0, outcome.freed)
+        )
+        meter.credit(known_gone, found.paths)
         if outcome.result in {"freed", "deferred", "stale"}:
             self._ledger.note(self._request.plan.name, rule, outcome.freed, max(done.seconds, 0.001))
 
@@ -185,7 +199,7 @@ class Run:
         else:
             outcome.result, outcome.reason = "freed", "not all of it is shown as free yet"
             self._report.waiting = (
-                f"waiting for the filesystem: it does not show {unseen} bytes that {outcome.id} removed "
+                f"waiting for the filesystem: it does not show {self._meter.owed} bytes that were removed "
                 "(snapshots, shared blocks or another writer can hold them)"
             )
 
@@ -200,30 +214,49 @@ class Run:
                 self._foreseen += ballast.size
                 continue
             before = self._meter.used()
+            place = [ballast.path.encode("utf-8", "surrogateescape")]
             try:
                 release(ballast)
-                outcome.result = "freed"
+                outcome.result, outcome.removed = "freed", ballast.size
+                self._meter.settle(before, ballast.size, place)
             except OSError as error:
                 outcome.result, outcome.reason = "blocked", f"{ballast.path}: {error.strerror}"
-            self._meter.measure()
-            outcome.freed, outcome.removed = before - self._meter.used(), ballast.size
-            self._meter.credit(outcome.freed, [ballast.path.encode("utf-8", "surrogateescape")])
+            outcome.freed = before - self._meter.used()
+            self._meter.credit(outcome.freed, place)
 
     def _leftovers(self, parents: list[bytes]) -> None:
         """Remove what a killed run had renamed and not removed."""
         if self._request.dry_run:
             return
-        before = self._meter.used()
+        begin, before = time.monotonic(), self._meter.used()
         done = finish_leftovers(parents, holders=self._fresh_holders)
         self._around.visited.clear()
-        if done.items or done.left:
-            self._meter.measure()
+        told = {path for path, _ in self._trash_left}
+        new = [(path, reason) for path, reason in done.left if path not in told]
+        if not done.items and not new:
+            return
+        self._trash_left += new
+        self._meter.settle(before, done.size, [item.path for item in self._request.filesystems])
+        outcome = self._trash
+        if outcome is None:
             outcome = RuleReport("trash", "temp", "What a clean that was killed left half removed", "freed")
-            outcome.items, outcome.removed = done.items, done.size
-            outcome.freed = before - self._meter.used()
-            outcome.leave(done.left)
-            self._meter.credit(outcome.freed, [])
             self._report.rules.append(outcome)
+            self._trash = outcome
+        outcome.items += done.items
+        outcome.removed = (outcome.removed or 0) + (done.size or 0)
+        freed = before - self._meter.used()
+        outcome.freed += freed
+        outcome.seconds += time.monotonic() - begin
+        outcome.leave(new)
+        if not outcome.items:
+            path, reason = self._trash_left[0]
+            outcome.result, outcome.reason = "blocked", f"{os.fsdecode(path)}: {reason}"
+        else:
+            outcome.result, outcome.reason = (
+                "freed",
+                f"{outcome.left_count} left" if outcome.left_count else "",
+            )
+        self._meter.credit(freed, [])
 
 
 def largest(meter: Meter) -> list[Consumer]:

@@ -12,6 +12,7 @@ from cachekit.clean.expand import NotSet, expand
 from cachekit.clean.look import look
 from cachekit.clean.model import Conditions, Found, Paths, Rule, Unit
 from cachekit.clean.protect import Protection
+from cachekit.system.files import open_to_look
 from cachekit.system.holders import Holders
 from cachekit.system.process import running_programs
 
@@ -130,10 +131,15 @@ def _linked(path: bytes) -> bool:
     """Return True if a symlink in the same directory leads to ``path``."""
     parent = os.path.dirname(path)
     try:
-        with os.scandir(parent) as entries:
-            return any(entry.is_symlink() and os.path.realpath(entry.path) == path for entry in entries)
+        fd = open_to_look(parent)
+        try:
+            with os.scandir(fd) as entries:
+                links = [os.fsencode(entry.name) for entry in entries if entry.is_symlink()]
+        finally:
+            os.close(fd)
     except OSError:
         return True  # unknown: better kept
+    return any(os.path.realpath(os.path.join(parent, name)) == path for name in links)
 
 
 def busy_runner(path: bytes, roots: Collection[bytes]) -> str | None:

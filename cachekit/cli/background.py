@@ -15,7 +15,7 @@ import click
 
 from cachekit.clean.decide import Part
 from cachekit.clean.report import CleanReport, Consumer, FilesystemReport, RuleReport
-from cachekit.cli.cleaning import not_met
+from cachekit.cli.outputs import warn
 from cachekit.cli.render import plain
 from cachekit.errors import InvalidRequest, LockTimeout
 from cachekit.system import process
@@ -27,6 +27,7 @@ __all__ = ["begin", "finish", "go_on", "part", "wait_for"]
 _NAME = "clean-background.json"
 #: Set for the process in the background, so that it knows what it is.
 _VARIABLE = "CACHEKIT_CLEAN_BACKGROUND"
+_OF_THE_STEP = frozenset({"GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"})
 
 
 def part(*, background: bool) -> Part:
@@ -36,26 +37,30 @@ def part(*, background: bool) -> Part:
     return "foreground" if background else "all"
 
 
-def go_on(report: CleanReport) -> None:
-    """Start the rest of a clean in the background. Raises GoalNotMet if no rule is left to it."""
+def go_on(report: CleanReport) -> bool:
+    """Start the rest of a clean in the background; return False if no rule is left to it."""
     left = [rule.id for rule in report.rules if rule.reason == "left to the background"]
     if not left:
-        raise not_met(report)
+        return False
     arguments = click.get_current_context().find_root().ensure_object(dict).get("arguments", [])
     again = [argument for argument in arguments if argument not in {"--background", "--json"}]
     _write({"state": "started"})
+    # The step whose files these are has ended by then; --wait writes to its own step's.
+    environ = {name: value for name, value in os.environ.items() if name not in _OF_THE_STEP}
+    environ[_VARIABLE] = "1"
     child = subprocess.Popen(
         [sys.executable, "-m", "cachekit", *again],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, _VARIABLE: "1"},
+        env=environ,
         start_new_session=True,
     )
     child.returncode = 0  # it outlives us: no warning that nobody waited for it
     click.echo(
         f"going on in the background with {', '.join(left)}; cachekit clean --wait waits for it", err=True
     )
+    return True
 
 
 def finish(report: CleanReport) -> None:
@@ -72,12 +77,16 @@ def begin() -> None:
 
 def _write(data: dict[str, Any]) -> None:
     directory = state_directory()
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        replace_file(_NAME, json.dumps(data).encode(), fd)
-    finally:
-        os.close(fd)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            replace_file(_NAME, json.dumps(data).encode(), fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        # Cleaning matters more than telling of it, on a full disk above all.
+        warn(f"cachekit clean --wait will not know of this clean: {directory}: {error.strerror}")
 
 
 def _read() -> dict[str, Any] | None:

@@ -119,6 +119,8 @@ def clean(as_json: bool, background: bool, wait: bool, **options: Any) -> int:
     from cachekit.cli import background as beside
 
     if wait:
+        if background or options["dry_run"]:
+            raise InvalidRequest("--wait waits for a clean that was started before: give it alone")
         report = beside.wait_for(options["lock_timeout"])
         return _tell(report, as_json=as_json)
     wish = _wish(options)
@@ -138,10 +140,8 @@ def clean(as_json: bool, background: bool, wait: bool, **options: Any) -> int:
     beside.begin()
     report = clean_up(request)
     beside.finish(report)
-    if background and not report.met and not wish.dry_run:
-        beside.go_on(report)
-        return 0
-    return _tell(report, as_json=as_json)
+    going_on = background and not report.met and not wish.dry_run and beside.go_on(report)
+    return _tell(report, as_json=as_json, going_on=going_on)
 
 
 def _wish(options: dict[str, Any]) -> Wish:
@@ -173,8 +173,8 @@ def _wish(options: dict[str, Any]) -> Wish:
     return wish
 
 
-def _tell(report: CleanReport, *, as_json: bool) -> int:
-    """Print the report, hand it to the CI system, and raise GoalNotMet if it was not met."""
+def _tell(report: CleanReport, *, as_json: bool, going_on: bool = False) -> int:
+    """Print the report, hand it to the CI system, and raise GoalNotMet if it was not met and nothing goes on."""
     if as_json:
         click.echo(to_json(report))
     else:
@@ -183,7 +183,7 @@ def _tell(report: CleanReport, *, as_json: bool) -> int:
         warn(warning)
     write_summary(markdown_report(report))
     write_outputs({"freed": report.freed, "goal-met": report.met, "seconds": round(report.seconds, 3)})
-    if report.dry_run or report.met:
+    if report.dry_run or report.met or going_on:
         return 0
     context = click.get_current_context().find_root().ensure_object(dict)
     context["answered"] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,10 +11,23 @@ from cachekit.clean.report import CleanReport, FilesystemReport, RuleReport
 from cachekit.cli.render import count, printable, size
 from cachekit.errors import GoalNotMet, InvalidRequest
 
-__all__ = ["filesystem_lines", "gone", "human_report", "markdown_report", "not_met", "possible", "rule_line"]
+__all__ = [
+    "filesystem_lines",
+    "folded",
+    "gone",
+    "human_report",
+    "markdown_report",
+    "not_met",
+    "possible",
+    "rule_line",
+]
 
 _WIDTH = 80
+#: What means something in Markdown, in the middle of a line.
+_MARKUP = re.compile(r"[&<>|\[\]`*_~\\$]")
 _INDENT = " " * 4
+#: Columns for a rule's name.
+_NAME = 24
 #: Results of rules whose turn came, in the order in which people want to know.
 _DONE = ("freed", "deferred", "would-free", "blocked", "failed")
 
@@ -35,14 +49,35 @@ def rule_line(rule: RuleReport) -> str:
     if foreseen or rule.result in {"freed", "deferred"}:
         shown = about + size(rule.expected if foreseen else rule.freed)
     seconds = "" if foreseen else f"{rule.seconds:.1f} s"
-    line = f"{printable(rule.id):<24} {rule.result:<10} {shown:>11} {seconds:>8} {_rate(rule):>12}"
-    return "\n".join([line.rstrip(), *_wrapped(rule.reason)])
+    numbers = f"{rule.result:<10} {shown:>11} {seconds:>8} {_rate(rule):>12}".rstrip()
+    name = printable(rule.id)
+    # A name too long for its column has a line of its own.
+    head = [f"{name:<24} {numbers}"] if len(name) <= _NAME else [name, f"{'':<{_NAME}} {numbers}"]
+    return "\n".join([*head, *_wrapped(rule.reason)])
+
+
+def folded(text: str, *, first: str = "", following: str = _INDENT) -> list[str]:
+    """Return text in lines of 80 columns; a path is longer rather than cut.
+
+    No line begins, spaces apart, with what a CI runner takes for an order: it looks at lines, not at sentences.
+    """
+    text = printable(text)
+    lines = textwrap.wrap(
+        text,
+        _WIDTH - ("::" in text),
+        initial_indent=first,
+        subsequent_indent=following,
+        break_on_hyphens=False,
+        break_long_words="/" not in text,
+    )
+    for number, line in enumerate(lines):
+        begin = len(line) - len(line.lstrip())
+        lines[number] = line[:begin] + printable(line[begin:])
+    return lines
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(
-        printable(text), _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False
-    )
+    return folded(text, first=_INDENT)
 
 
 def filesystem_lines(filesystems: Iterable[FilesystemReport], *, dry_run: bool = False) -> list[str]:
@@ -54,16 +89,16 @@ def filesystem_lines(filesystems: Iterable[FilesystemReport], *, dry_run: bool =
             if dry_run or item.before == item.after
             else f"{size(item.before)} -> {size(item.after)}"
         )
-        text = f"{printable(item.mount)} ({', '.join(map(printable, item.why))}): {free} free of {size(item.total)}"
+        mount = printable(item.mount)
+        why = ", ".join(name for name in map(printable, item.why) if name != mount)
+        text = f"{mount}{f' ({why})' if why else ''}: {free} free of {size(item.total)}"
         if item.need or item.need_inodes:
             text += _missing(item)
-        lines += textwrap.wrap(
-            text, _WIDTH, subsequent_indent=_INDENT, break_on_hyphens=False, break_long_words=False
-        )
+        lines += folded(text)
         if not dry_run and abs(item.unexplained) >= 1 << 20:
-            how = "more" if item.unexplained > 0 else "less"
+            how, what = ("more", "free") if item.unexplained > 0 else ("less", "write")
             lines.append(
-                f"{_INDENT}{size(abs(item.unexplained))} {how} than the rules freed: others write there"
+                f"{_INDENT}{size(abs(item.unexplained))} {how} than the rules freed: others {what} there too"
             )
     return lines
 
@@ -78,8 +113,8 @@ def _missing(item: FilesystemReport) -> str:
 
 def human_report(report: CleanReport) -> str:
     """Return the whole report."""
-    lines = _wrapped_line(f"plan {report.plan}, stage {report.stage} ({report.plan_why})")
-    lines += _wrapped_line(f"goal: {report.goal}")
+    lines = folded(f"plan {report.plan}, stage {report.stage} ({report.plan_why})")
+    lines += folded(f"goal: {report.goal}")
     lines += filesystem_lines(report.filesystems, dry_run=report.dry_run)
     if report.already_met:
         return "\n".join([*lines, "enough is free already; nothing was touched"])
@@ -99,11 +134,7 @@ def human_report(report: CleanReport) -> str:
         lines += _listed(
             words, [rule for rule in report.rules if rule.result == result], reasons=result == "skipped"
         )
-    return "\n".join([*lines, "", *_wrapped_line(_verdict(report))])
-
-
-def _wrapped_line(text: str) -> list[str]:
-    return textwrap.wrap(printable(text), _WIDTH, subsequent_indent=_INDENT, break_on_hyphens=False)
+    return "\n".join([*lines, "", *folded(_verdict(report))])
 
 
 def _listed(words: str, rules: list[RuleReport], *, reasons: bool) -> list[str]:
@@ -111,7 +142,7 @@ def _listed(words: str, rules: list[RuleReport], *, reasons: bool) -> list[str]:
         return []
     if reasons:
         return [f"{words}:", *(line for rule in rules for line in _wrapped(f"{rule.id}: {rule.reason}"))]
-    return _wrapped_line(f"{words}: {', '.join(rule.id for rule in rules)}")
+    return folded(f"{words}: {', '.join(rule.id for rule in rules)}")
 
 
 def _verdict(report: CleanReport) -> str:
@@ -189,8 +220,8 @@ def markdown_report(report: CleanReport) -> str:
 
 def _cell(text: object) -> str:
     """Return text that cannot leave its table cell, nor become a link or HTML."""
-    escaped = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-    return escaped.replace("[", "\\[").replace("`", "'")
+    # By number, not with backslashes: whether one counts depends on those before it.
+    return _MARKUP.sub(lambda sign: f"&#{ord(sign[0])};", printable(text))
 
 
 def possible(store: str, filesystems: Sequence[str]) -> list[dict[str, Any]]:

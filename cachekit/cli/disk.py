@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 import time
 from typing import Any
 
@@ -11,7 +10,7 @@ import click
 
 from cachekit.clean.environment import look_around
 from cachekit.clean.prepare import filesystems_that_matter
-from cachekit.cli.cleaning import possible
+from cachekit.cli.cleaning import folded, possible
 from cachekit.cli.options import (
     common,
     json_option,
@@ -149,12 +148,14 @@ def _filesystem(facts: dict[str, Any]) -> list[str]:
     inodes = ""
     if facts["inodes"]:
         inodes = f", {facts['inodes_free']} of {facts['inodes']} inodes free"
+    mount = printable(facts["mount"])
+    what = ", ".join(name for name in map(printable, facts["why"]) if name != mount)
     head = (
-        f"{printable(facts['mount'])} ({', '.join(map(printable, facts['why']))}; {printable(facts['kind'])}): "
+        f"{mount} ({what}{'; ' if what else ''}{printable(facts['kind'])}): "
         f"{size(facts['available'])} free of {size(facts['total'])}, {facts['percent_used']:g}% used{inodes}: "
         f"{facts['state']}"
     )
-    lines = textwrap.wrap(head, 80, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
+    lines = folded(head)
     scan = facts.get("scan")
     if scan is not None:
         lines += [
@@ -179,7 +180,7 @@ def _stages(stages: list[dict[str, Any]]) -> list[str]:
     for item in stages:
         rules = ", ".join(f"{name} {size(number)}" for name, number in item["largest"])
         text = f"{item['stage']:<10} {size(item['size']):>10}  {rules}"
-        lines += textwrap.wrap(text, 80, subsequent_indent=" " * 23, break_on_hyphens=False)
+        lines += folded(text, following=" " * 23)
     return lines
 
 

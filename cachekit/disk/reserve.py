@@ -45,6 +45,12 @@ def reserve(directory: str, size: int) -> Ballast:
     path = os.path.join(os.path.abspath(directory), NAME)
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
+        if os.path.lexists(path) and not _is_ours(os.lstat(path)):
+            raise TargetNotWritable(
+                f"there is something else called {NAME}, which is left as it is",
+                path=path,
+                hint="choose another directory with --in",
+            )
         _remove(path)
         if size == 0:
             _forget(path)
@@ -94,10 +100,14 @@ def ballasts(directories: Collection[str] = ()) -> list[Ballast]:
         path = os.path.join(place, NAME)
         with contextlib.suppress(OSError):
             info = os.lstat(path)
-            # Ours or root's, and a plain file: anybody may put a link of that name where we look.
-            if stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_uid in {os.geteuid(), 0}:
+            if _is_ours(info):
                 found.append(Ballast(path, info.st_blocks * 512, info.st_dev))
     return found
+
+
+def _is_ours(info: os.stat_result) -> bool:
+    """Return True for a plain file of ours or root's: anybody may put a link of that name where we look."""
+    return stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_uid in {os.geteuid(), 0}
 
 
 def release(ballast: Ballast) -> int:

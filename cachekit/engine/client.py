@@ -1,7 +1,8 @@
 """The Docker Engine API, as much as cleaning needs, over the engine's unix socket.
 
 Every call has a deadline for the whole of it and raises EngineUnavailable (no answer in time, nonsense) or
-EngineRefused (the engine answered with an error). Checked against Docker 20.10, 26.1 and 28.5, with both image stores.
+EngineRefused (the engine answered with an error). Checked against Docker 20.10, 26.1 and 28.5 (both image stores) and
+Podman 4.3.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode
 
 from cachekit.engine.objects import (
     CacheRecord,
@@ -29,7 +29,7 @@ from cachekit.engine.objects import (
     read_info,
     read_volume,
 )
-from cachekit.engine.transport import Answer, EngineUnavailable, candidates, exchange
+from cachekit.engine.outcome import Answer, EngineUnavailable, candidates
 from cachekit.system.clock import now_ns
 
 __all__ = ["NEWEST_API", "Engine", "EngineRefused", "can_be_named"]
@@ -66,8 +66,8 @@ class Engine:
     ``timeout`` in seconds is for each call; it may be changed.
     """
 
-    def __init__(self, path: str, api: tuple[int, int], timeout: float, version: str = "") -> None:
-        self.path, self.api, self.timeout, self.version = path, api, timeout, version
+    def __init__(self, path: str, api: tuple[int, int], timeout: float, greeting: object = None) -> None:
+        self.path, self.api, self.timeout, self._greeting = path, api, timeout, greeting
         self._info: Info | None = None
 
     @classmethod
@@ -89,14 +89,14 @@ class Engine:
 
     @classmethod
     def _greet(cls, path: str, timeout: float) -> Engine:
+        from cachekit.engine.transport import exchange  # only here: it costs 20 ms
+
         said = _value(exchange(path, "GET", "/version", timeout=timeout))
         facts = said if isinstance(said, dict) else {}
         newest, oldest = _version(facts.get("ApiVersion")), _version(facts.get("MinAPIVersion"))
         if newest is None:
             raise EngineUnavailable("no-answer", f"what answers at {path} does not say its API version")
-        return cls(
-            path, max(min(newest, NEWEST_API), oldest or (0, 0)), timeout, str(facts.get("Version", ""))
-        )
+        return cls(path, max(min(newest, NEWEST_API), oldest or (0, 0)), timeout, facts)
 
     def call(
         self,
@@ -112,6 +112,10 @@ class Engine:
 
         Raises EngineUnavailable and EngineRefused.
         """
+        from urllib.parse import urlencode
+
+        from cachekit.engine.transport import exchange
+
         given = {name: _parameter(value) for name, value in (query or {}).items() if value is not None}
         full = f"/v{self.api[0]}.{self.api[1]}{target}" + (f"?{urlencode(given)}" if given else "")
         answer = exchange(self.path, method, full, timeout=timeout or self.timeout, body=body, kind=kind)
@@ -122,7 +126,7 @@ class Engine:
     def info(self) -> Info:
         """Return what the engine says of itself; asked once."""
         if self._info is None:
-            self._info = read_info(_value(self.call("GET", "/info")), self.version)
+            self._info = read_info(_value(self.call("GET", "/info")), self._greeting)
         return self._info
 
     def containers(self) -> list[Container]:
@@ -274,7 +278,7 @@ def _version(text: object) -> tuple[int, int] | None:
 def _quoted(name: str) -> str:
     if not can_be_named(name):
         raise EngineRefused(404, f"no engine gives a name such as {name!r}")
-    return quote(name, safe="/:@")
+    return name.replace("+", "%2B")  # the only sign of a name that a path does not take as it is
 
 
 def _parameter(value: object) -> str:

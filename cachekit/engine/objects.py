@@ -157,8 +157,8 @@ def moment(value: object) -> int | None:
     return (passed.days * 86400 + passed.seconds) * 10**9 + int((fraction or "0").ljust(9, "0"))
 
 
-def read_info(value: object, version: str) -> Info:
-    """Read GET /info."""
+def read_info(value: object, greeting: object = None) -> Info:
+    """Read GET /info, and GET /version for what it tells besides."""
     facts = _table(value)
     root = _text(facts.get("DockerRootDir"))
     roots = [root] if root else []
@@ -167,9 +167,12 @@ def read_info(value: object, version: str) -> Info:
     address = _text(_table(facts.get("Containerd")).get("Address"))
     if snapshotter and address in {"", "/run/containerd/containerd.sock"}:
         roots.append("/var/lib/containerd")
-    return Info(
-        _text(facts.get("ID")) or root or "unknown", tuple(roots), _text(facts.get("Driver")), version
-    )
+    said = _table(greeting)
+    podman = any("Podman" in _text(_table(part).get("Name")) for part in _many(said.get("Components")))
+    # Podman makes up an id for each answer; and all engines of a host with Docker 20.10 or older have the same.
+    parts = (root,) if podman else (_text(facts.get("ID")), root)
+    identity = " ".join(filter(None, parts)) or "unknown"
+    return Info(identity, tuple(roots), _text(facts.get("Driver")), _text(said.get("Version")))
 
 
 def read_container(value: object, inspection: object = None) -> Container | None:

@@ -24,6 +24,8 @@ _DELETED = b" (deleted)"
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 #: Address range, device, inode and path of each mapped file.
 _MAPPED = re.compile(rb"^(\S+) \S+ \S+ \S+ [1-9]\d* +(/[^\n]*)$", re.MULTILINE)
+#: Where a line of /proc/net/unix begins: a path in it may have line breaks.
+_SOCKET = re.compile(rb"\n(?=[0-9a-f]{8,}: [0-9A-F]{8} )")
 _LINKS: tuple[tuple[str, How], ...] = (
     ("cwd", "current directory"),
     ("exe", "running"),
@@ -75,7 +77,7 @@ class _FoundSockets:
     def read(self, process: str, places: _Places | None) -> None:
         try:
             with open(f"/proc/{process}/net/unix", "rb") as file:
-                lines = file.read().split(b"\n")[1:]
+                lines = _SOCKET.split(b"\n" + file.read().removesuffix(b"\n"))
         except OSError:
             return
         for line in lines:

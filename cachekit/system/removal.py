@@ -17,9 +17,10 @@ from typing import Any
 
 from cachekit.system.beneath import Beneath, open_parent
 from cachekit.system.holders import Sockets, live_sockets
+from cachekit.system.native import sync_filesystem
 from cachekit.system.shared import Tally
 from cachekit.system.steps import step
-from cachekit.system.sweeper import KEPT, LOCKED, Sweeper, lock, open_up, reason, special
+from cachekit.system.sweeper import FULL, KEPT, LOCKED, Sweeper, lock, open_up, reason, special
 from cachekit.system.workers import ForkPool, WorkerDied, worker_count
 
 __all__ = ["Removed", "removal_workers", "remove", "remove_in"]
@@ -28,6 +29,8 @@ __all__ = ["Removed", "removal_workers", "remove", "remove_in"]
 _SMALL = 200
 #: Directories queued at each worker: one to work on, one so that it need not wait for the next.
 _AHEAD = 2
+#: Passes over what a full filesystem did not let go.
+_TRIES = 5
 #: Waiting for the disk, not computing, is most of a removal: see docs/benchmarks.md.
 _WAITERS = 8
 
@@ -118,6 +121,7 @@ def remove_in(
             removed.stays(shown, LOCKED)
         else:
             _Removal(fd, shown, sockets, removed).run(removal_workers() if workers is None else workers)
+            _again_with_room(fd, shown, sockets, removed)
             _remove_top(parent, name, fd, shown, sockets, removed)
         if removed.left_count and old is not None:
             with contextlib.suppress(OSError):
@@ -138,6 +142,20 @@ def _remove_file(
     removed.items += 1
     if info.st_nlink < 2:
         removed.size += info.st_blocks * 512
+
+
+def _again_with_room(fd: int, shown: bytes, sockets: Sockets, removed: Removed) -> None:
+    """Where a full filesystem did not let names go, what did go may have made the room for it once it is on disk."""
+    for _ in range(_TRIES):
+        if not any(why == FULL for _, why in removed.left):
+            return
+        with contextlib.suppress(OSError):
+            sync_filesystem(fd)
+        before = removed.items
+        removed.left, removed.left_count = [], 0
+        _Removal(fd, shown, sockets, removed).run(0)
+        if removed.items == before:
+            return
 
 
 def _remove_top(parent: int, name: bytes, fd: int, shown: bytes, sockets: Sockets, removed: Removed) -> None:

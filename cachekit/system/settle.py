@@ -30,14 +30,12 @@ def settle(path: bytes, seen: Callable[[], bool], *, seconds: float, synced: flo
     while time.monotonic() < deadline:
         if seen():
             return True
-        # Not ended at the deadline: it goes on, and init takes it over after us.
-        if running and _ended(child):
-            running = False
-            if synced is not None:
-                deadline = min(deadline, time.monotonic() + synced)
+        running = running and not _ended(child)
+        if not running and synced is not None:
+            deadline, synced = min(deadline, time.monotonic() + synced), None
         time.sleep(_PAUSE)
     if running:
-        _ended(child)
+        _ended(child)  # it goes on, and init takes it over after us
     return seen()
 
 

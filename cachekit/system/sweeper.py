@@ -20,11 +20,13 @@ from cachekit.system.holders import Sockets
 from cachekit.system.locks import try_lock
 from cachekit.system.shared import Tally
 
-__all__ = ["KEPT", "LOCKED", "Sweeper", "lock", "open_up", "reason", "special"]
+__all__ = ["FULL", "KEPT", "LOCKED", "Sweeper", "lock", "open_up", "reason", "special"]
 
 #: How many of the things that stay are told by name.
 KEPT = 100
 
+#: Copy-on-write filesystems need room to remove a name.
+FULL = "the filesystem is too full to remove it"
 LOCKED = "locked by somebody (flock)"
 
 _BATCH = 1024
@@ -44,6 +46,8 @@ _WHY = {
     errno.ELOOP: "became a symlink while it was removed",
     errno.ENOTDIR: "was replaced while it was removed",
     errno.ENOTEMPTY: "somebody keeps writing into it",
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
     errno.ESTALE: "was moved while it was removed",
 }
 _GONE = errno.ENOENT
@@ -315,8 +319,7 @@ class Sweeper:
             with contextlib.suppress(OSError):
                 os.fchmod(level.fd, level.mode)
         level.close()
-        if self._items > 200:
-            self._flush()
+        self._flush()
 
     def _climb(self, level: _Level, above: _Level) -> bool:
         """Open the level above again; False if it is another directory now, which ends the work on this tree."""
@@ -354,6 +357,7 @@ class Sweeper:
                         pending.append(os.fsencode(entry.name))
                     else:
                         self._unlink(entry, level)
+                self._flush()
             else:
                 return
         except OSError as error:

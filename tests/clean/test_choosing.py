@@ -142,14 +142,9 @@ def test_parts() -> None:
     ],
 )
 def test_keeps_inferred(text: str, *, named: bool) -> None:
-    """A tool on PATH that the job's files name as a word is kept, and only then."""
+    """A tool that the job's files name as a word is kept, and only then."""
     reason = kept(rule(tools=("sh",)), (), {".github/workflows/ci.yml": text})
     assert (reason == "sh is named in .github/workflows/ci.yml") is named
-
-
-def test_no_keep_without_the_tool() -> None:
-    """A tool that is not on PATH needs no keeping."""
-    assert kept(rule(tools=("no-such-tool-at-all",)), (), {"Makefile": "no-such-tool-at-all build"}) is None
 
 
 def test_job_files(tmp_path: Path) -> None:

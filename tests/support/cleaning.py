@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.support.cli import Cli
-from tests.support.processes import Arg, Result, Running
+from tests.support.processes import Arg, Result, Running, clean_environment, start, wait_until
 
 MIB = 1 << 20
 
@@ -85,3 +88,39 @@ def make_files(folder: Path, count: int = 4, size: int = 64 << 10) -> Path:
     for number in range(count):
         (folder / f"file-{number}").write_bytes(os.urandom(size))
     return folder
+
+
+_PAUSING = """
+import os, signal, sys
+import cachekit.system.steps as steps
+pause = sys.argv.pop(1)
+def step(name):
+    if name == pause:
+        os.kill(os.getpid(), signal.SIGSTOP)
+steps.step = step
+from cachekit.__main__ import main
+sys.exit(main())
+"""
+
+
+@contextmanager
+def pausing(cli: Cli, step: str, *arguments: Arg, cwd: Path | None = None) -> Iterator[Running]:
+    """Run the command line until it comes to a step; `go_on` lets it continue, until it comes there again."""
+    command: list[Arg] = [sys.executable, "-c", _PAUSING, step, *arguments]
+    with start(command, env=clean_environment(cli.home), cwd=cwd or cli.cwd) as running:
+        wait_until(lambda: not running.alive or stopped(running.pid), f"it comes to {step}", 30)
+        assert running.alive, running.wait().expect()
+        yield running
+
+
+def go_on(running: Running) -> None:
+    """Let a child go on that has stopped."""
+    running.send(signal.SIGCONT)
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process has been stopped by a signal."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cachekit.engine.client import Engine, EngineRefused
-from cachekit.engine.transport import EngineUnavailable
+from cachekit.engine.outcome import EngineUnavailable
 from tests.support import filesystems
 
 START_SECONDS = 30.0
