@@ -14,6 +14,7 @@ from tests.support.capabilities import requires
 from tests.support.cleaning import MIB, Scene, go_on, make_files, outcome, pausing
 from tests.support.cli import Cli
 from tests.support.ordinary_user import NOBODY
+from tests.support.processes import wait_until
 from tests.support.snapshots import unchanged
 
 pytestmark = requires("tmpfs")
@@ -55,6 +56,13 @@ def test_the_second_clean_waits(scene: Scene) -> None:
             report = waiting.wait().expect(0).json()
     assert outcome(report, "others")["result"] == "not-needed"
     assert other.exists()
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    try:
+        return any(os.readlink(link) == str(path) for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
 
 
 def test_a_dry_run_does_not_wait(scene: Scene) -> None:

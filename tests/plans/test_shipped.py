@@ -96,9 +96,9 @@ def test_toolchains(name: str, rule: Rule) -> None:
 
 @pytest.mark.parametrize(("name", "rule"), RULES, ids=lambda value: getattr(value, "id", value))
 def test_careful(name: str, rule: Rule) -> None:
-    """Commands say what they free; temporary files go by age; what is in the checkout must be ignored by git."""
+    """Commands on caches say which; temporary files go by age; what is in the checkout must be ignored by git."""
     if isinstance(rule.target, Command):
-        assert rule.target.frees
+        assert rule.target.frees or rule.category == "toolchain"  # packages lie everywhere
         assert rule.target.timeout <= 600
     for pattern in patterns(rule):
         if pattern.startswith("$WORKSPACE"):
