@@ -26,8 +26,8 @@ class Look:
     problem: str = ""
 
 
-def look(path: bytes, *, not_after_ns: int | None = None) -> Look:
-    """Look at a file or a whole tree; stop at the first thing changed after ``not_after_ns``.
+def look(path: bytes, *, not_after_ns: int | None = None, most: int | None = None) -> Look:
+    """Look at a file or a whole tree; stop at the first thing changed after ``not_after_ns``, or after ``most`` names.
 
     The time that counts is the later of mtime and ctime: an archive that was unpacked just now brings old mtimes. Never
     follows a link, never leaves the filesystem. Raises OSError if ``path`` itself cannot be looked at.
@@ -41,6 +41,7 @@ def look(path: bytes, *, not_after_ns: int | None = None) -> Look:
         return result
     seen: set[tuple[int, int]] = set()
     pending = [path]
+    names = 0
     while pending and not result.problem:
         here = pending.pop()
         try:
@@ -58,6 +59,10 @@ def look(path: bytes, *, not_after_ns: int | None = None) -> Look:
                 break
             with os.scandir(fd) as entries:
                 for entry in entries:
+                    names += 1
+                    if most is not None and names > most:
+                        result.complete = False
+                        return result
                     try:
                         facts = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:

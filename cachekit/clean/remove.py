@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from cachekit.clean.model import Done, Unit
 from cachekit.system.holders import Holders
-from cachekit.system.trash import discard, finish, leftovers
-from cachekit.system.workers import worker_count
+from cachekit.system.trash import discard_all, finish, leftovers
 
 __all__ = ["finish_leftovers", "remove_units"]
+
+
+#: Units are removed in lots: a look at all processes costs ten milliseconds, and a small tree less. The goal is looked
+#: at after each lot, so a lot is small; one whose size is unknown is a lot of its own.
+_LOT_UNITS = 64
+_LOT_BYTES = 64 << 20
 
 
 def remove_units(
@@ -26,26 +31,47 @@ def remove_units(
     """
     done = Done(size=0)
     begin = time.monotonic()
-    workers = worker_count()
 
-    def look_again(path: bytes) -> str | None:
-        holder = holders().of(path)
-        return f"in use: {holder}" if holder is not None else None
+    def look() -> Callable[[bytes], str | None]:
+        now = holders()
 
-    for number, unit in enumerate(units):
+        def look_again(path: bytes) -> str | None:
+            holder = now.of(path)
+            return f"in use: {holder}" if holder is not None else None
+
+        return look_again
+
+    for number, lot in enumerate(_lots(units)):
         if number and enough():
             break
-        # The survey may be long ago, and a file, unlike a directory, is not looked at again once it has another name.
-        holder = known().of(unit.name)
-        if holder is not None:
-            done.left.append((unit.name, f"in use: {holder}"))
-            continue
-        removed = discard(unit.name, look_again=look_again, workers=workers)
+        going = []
+        for unit in lot:
+            # The survey may be long ago, and a file, unlike a directory, is not looked at again under another name.
+            holder = known().of(unit.name)
+            if holder is not None:
+                done.left.append((unit.name, f"in use: {holder}"))
+            else:
+                going.append(unit.name)
+        removed = discard_all(going, look=look)
         done.items += removed.items
         done.size = (done.size or 0) + removed.size
         done.left += removed.left
     done.seconds = time.monotonic() - begin
     return done
+
+
+def _lots(units: Sequence[Unit]) -> Iterator[list[Unit]]:
+    lot: list[Unit] = []
+    size = 0
+    for unit in units:
+        large = unit.size is None or size + unit.size > _LOT_BYTES
+        if lot and (large or len(lot) == _LOT_UNITS):
+            yield lot
+            lot, size = [], 0
+        lot.append(unit)
+        size += _LOT_BYTES if unit.size is None else unit.size
+    if lot:
+        yield lot
 
 
 def finish_leftovers(parents: Iterable[bytes], *, holders: Callable[[], Holders]) -> Done:

@@ -173,11 +173,8 @@ class Run:
         self._judge(done, outcome, unseen=meter.unseen(before, known) if known else 0, seen=seen)
         if isinstance(rule.target, Command) and outcome.result == "freed" and outcome.freed <= 0:
             outcome.result, outcome.reason = "stale", "it ran, and nothing became free"
-        # What others write meanwhile is not the rule's doing.
-        known_gone = (
-            known if known is not None and seen and outcome.result == "freed" else max(0, outcome.freed)
-        )
-        meter.credit(known_gone, found.paths)
+        # A rule that ends with more used than before it has not freed a negative amount: others wrote.
+        meter.credit(max(0, outcome.freed), found.paths)
         if outcome.result in {"freed", "deferred", "stale"}:
             self._ledger.note(self._request.plan.name, rule, outcome.freed, max(done.seconds, 0.001))
 

@@ -18,6 +18,9 @@ from cachekit.system.process import running_programs
 
 __all__ = ["Surroundings", "busy_runner", "survey_paths"]
 
+#: From so many units on it pays to know which are small: then those of up to so many names are looked into.
+_MANY, _SMALL_NAMES = 8, 500
+
 
 @dataclass(slots=True)
 class Surroundings:
@@ -53,7 +56,7 @@ def survey_paths(rule: Rule, around: Surroundings) -> Found:
     for path in expansion.paths:
         reason = _unfit(path, rule.when, around)
         if reason is None:
-            unit, reason = _look_at(path, rule.when, around)
+            unit, reason = _look_at(path, rule.when, around, many=len(expansion.paths) > _MANY)
             if unit is not None:
                 found.units.append(unit)
             elif reason is None:
@@ -105,12 +108,15 @@ def _unfit(path: bytes, when: Conditions, around: Surroundings) -> str | None:
     return f"in use: {holder}" if holder is not None else None
 
 
-def _look_at(path: bytes, when: Conditions, around: Surroundings) -> tuple[Unit | None, str | None]:
+def _look_at(
+    path: bytes, when: Conditions, around: Surroundings, *, many: bool
+) -> tuple[Unit | None, str | None]:
     """Return the unit if age and size allow it; (None, None) if it is too new or too small; else why it stays."""
     if when.older is None and when.larger is None and when.keep is None:
         # Looking into it costs as much as removing it: the filesystem will tell what it was.
-        size = around.measure(path) if around.measure is not None else None
-        return Unit(path, size), None
+        if around.measure is not None:
+            return Unit(path, around.measure(path)), None
+        return Unit(path, _small(path) if many else None), None
     limit = None if when.older is None else around.now_ns - int(when.older * 1e9)
     try:
         seen = look(path, not_after_ns=limit)
@@ -125,6 +131,15 @@ def _look_at(path: bytes, when: Conditions, around: Surroundings) -> tuple[Unit 
     if when.larger is not None and seen.size < when.larger:
         return None, None
     return Unit(path, seen.size, seen.newest_ns), None
+
+
+def _small(path: bytes) -> int | None:
+    """Return the size of what is looked through in no time, None for the rest: small units are removed in lots."""
+    try:
+        seen = look(path, most=_SMALL_NAMES)
+    except OSError:
+        return None
+    return seen.size if seen.complete and not seen.problem else None
 
 
 def _linked(path: bytes) -> bool:

@@ -96,10 +96,11 @@ def filesystem_lines(filesystems: Iterable[FilesystemReport], *, dry_run: bool =
             text += _missing(item)
         lines += folded(text)
         if not dry_run and abs(item.unexplained) >= 1 << 20:
-            how, what = ("more", "free") if item.unexplained > 0 else ("less", "write")
-            lines.append(
-                f"{_INDENT}{size(abs(item.unexplained))} {how} than the rules freed: others {what} there too"
-            )
+            if item.unexplained > 0:
+                why = "more than the rules freed: others free there too, or it shows late"
+            else:
+                why = "less than the rules freed: others write there too"
+            lines += folded(f"{size(abs(item.unexplained))} {why}", first=_INDENT)
     return lines
 
 

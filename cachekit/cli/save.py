@@ -24,9 +24,13 @@ from cachekit.cli.options import (
 from cachekit.cli.outputs import warn
 from cachekit.cli.progress import ProgressBar
 from cachekit.cli.render import count, printable, size, to_json
+from cachekit.errors import NoSpace
 from cachekit.model import SaveReport
 
 __all__ = ["save"]
+
+#: What must be free before a save can find out what it needs: directories, lock files, a file to write to.
+_TO_BEGIN = 4 << 20
 
 
 @click.command(short_help="Save files and directories under a key.")
@@ -114,10 +118,10 @@ def save(
     options["paths"], options["excludes"] = list(options["paths"]), list(options["excludes"])
     options["wait_seconds"] = wait_timeout if wait else 0.0
     progress = ProgressBar("saving")
-    if make_room:
-        options["make_room"] = _maker(plan, options, progress)
+    maker = options["make_room"] = _maker(plan, options, progress) if make_room else None
+    request = SaveRequest(progress=progress, **options)
     try:
-        report = save_entry(SaveRequest(progress=progress, **options))
+        report = _save(request, maker)
     finally:
         progress.close()
     if as_json:
@@ -126,6 +130,17 @@ def save(
         warn(warning)
     click.echo(closing_line(report), err=True)
     return 0
+
+
+def _save(request: SaveRequest, maker: Callable[[int], None] | None) -> SaveReport:
+    try:
+        return save_entry(request)
+    except NoSpace as error:
+        if maker is None or "need" in error.fields:
+            raise
+    # So full that the store could not be opened to write: what the save needs is not known yet.
+    maker(_TO_BEGIN)
+    return save_entry(request)
 
 
 def _maker(plan: str | None, options: dict[str, Any], progress: ProgressBar) -> Callable[[int], None]:

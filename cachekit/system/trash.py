@@ -12,8 +12,9 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from cachekit.system.beneath import Beneath, open_parent
 from cachekit.system.files import random_name
@@ -25,7 +26,7 @@ from cachekit.system.state import state_directory
 from cachekit.system.steps import step
 from cachekit.system.sweeper import LOCKED, lock, open_up, reason
 
-__all__ = ["discard", "finish", "is_trash", "leftovers"]
+__all__ = ["discard", "discard_all", "finish", "is_trash", "leftovers"]
 
 _PREFIX = b".cachekit-trash-"
 _NAME = re.compile(rb"\.cachekit-trash-[0-9a-f]{16}")
@@ -54,6 +55,54 @@ def discard(
     nobody can reach it by its path any more; if it gives a reason, the directory is put back. So is what cannot be
     removed, unless the path was taken meanwhile.
     """
+    steps = _discard(path, workers, sockets)
+    try:
+        next(steps)
+        steps.send(look_again)
+    except StopIteration as end:
+        removed = end.value
+        assert isinstance(removed, Removed)
+        return removed
+    raise AssertionError("a discard has two steps")
+
+
+def discard_all(
+    paths: Iterable[bytes], *, look: Callable[[], LookAgain | None], workers: int | None = None
+) -> Removed:
+    """Remove several like ``discard``, with one look for all of them: ``look`` is called after the last was renamed.
+
+    For many small ones: a look at all processes costs more than such a tree. They should be few enough to be open all
+    at once (two descriptors each).
+    """
+    total = Removed()
+    sockets = live_sockets()
+    begun = []
+    try:
+        for path in paths:
+            steps = _discard(path, workers, sockets)
+            try:
+                next(steps)
+                begun.append(steps)
+            except StopIteration as end:
+                total.add(end.value)
+        look_again = look() if begun else None
+        while begun:
+            try:
+                begun[0].send(look_again)
+            except StopIteration as end:
+                total.add(end.value)
+            del begun[0]
+    finally:
+        for steps in begun:
+            steps.close()
+    return total
+
+
+_Steps: TypeAlias = Generator[None, LookAgain | None, Removed]
+
+
+def _discard(path: bytes, workers: int | None, sockets: Sockets | None) -> _Steps:
+    """Rename at the first step; at the second, given who is to be asked, remove or put back."""
     try:
         parent, name = open_parent(path)
     except FileNotFoundError:
@@ -64,10 +113,11 @@ def discard(
         if sockets is None:
             sockets = live_sockets()
         if not stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
+            yield
             return remove_in(parent, name, path, workers=workers, sockets=sockets)
         fd, mode = open_up(name, parent, Beneath(parent))
         try:
-            removed = _Discard(parent, name, path, fd, look_again, workers, sockets).run()
+            removed = yield from _Discard(parent, name, path, fd, workers, sockets).run()
             if removed.left_count and mode is not None:
                 with contextlib.suppress(OSError):
                     os.fchmod(fd, mode)
@@ -94,29 +144,33 @@ class _Discard:
     name: bytes
     path: bytes
     fd: int
-    look_again: LookAgain | None
     workers: int | None
     sockets: Sockets
 
-    def run(self) -> Removed:
+    def run(self) -> _Steps:
         if self.name == b"lost+found":
             return _kept(self.path, "the filesystem's own")
         if not lock(self.fd):
             return _kept(self.path, LOCKED)
         if _mounted_below(self.fd):
-            return self._in_place()
+            return self._in_place((yield))
         number = random_name()
         trash = _PREFIX + number.encode()
         with _noted(number, os.fstat(self.fd), self.name, _beside(self.path, trash)):
             try:
                 _rename(self.name, trash, self.parent)
             except OSError:
-                return self._in_place()
+                return self._in_place((yield))
             step("clean.renamed")
-            return self._as_trash(trash)
+            try:
+                look_again = yield
+            except GeneratorExit:  # something went wrong with another one of the lot
+                self._put_back(trash)
+                raise
+            return self._as_trash(trash, look_again)
 
-    def _in_place(self) -> Removed:
-        if self.look_again is not None and (why := self.look_again(self.path)):
+    def _in_place(self, look_again: LookAgain | None) -> Removed:
+        if look_again is not None and (why := look_again(self.path)):
             return _kept(self.path, why)
         return self._remove(self.name)
 
@@ -125,13 +179,13 @@ class _Discard:
             self.parent, name, self.path, workers=self.workers, sockets=self.sockets, top=self.fd
         )
 
-    def _as_trash(self, trash: bytes) -> Removed:
+    def _as_trash(self, trash: bytes, look_again: LookAgain | None) -> Removed:
         there = _beside(self.path, trash)
         why = None
         if not os.path.samestat(os.lstat(trash, dir_fd=self.parent), os.fstat(self.fd)):
             why = _REPLACED
-        elif self.look_again is not None:
-            why = self.look_again(there)
+        elif look_again is not None:
+            why = look_again(there)
         step("clean.looked-again")
         if why is not None:
             return _kept(*((self.path, why) if self._put_back(trash) else (there, f"{why}; {_TAKEN}there")))

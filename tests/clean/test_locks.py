@@ -51,6 +51,7 @@ def test_the_second_clean_waits(scene: Scene) -> None:
     with pausing(scene.cli, "clean.renamed", *scene.arguments("--free", f"{free}B")) as running:
         scene.rules = {"others": {"paths": [f"{scene.root}/others/*"]}}
         with scene.start("--json", "--free", f"{free}B", "--lock-timeout", "40") as waiting:
+            wait_until(lambda: _has_open(waiting.pid, scene.cli.home / "run" / NAME), "it is at the lock")
             go_on(running)
             running.wait().expect(0)
             report = waiting.wait().expect(0).json()
