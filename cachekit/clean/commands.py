@@ -7,7 +7,7 @@ import shutil
 
 from cachekit.clean.expand import NotSet, substitute
 from cachekit.clean.model import Command, Done, Found, Rule, Unit
-from cachekit.clean.survey import Surroundings
+from cachekit.clean.survey import Surroundings, on_any
 from cachekit.system.process import run_limited
 
 __all__ = ["run_command", "survey_command"]
@@ -62,7 +62,7 @@ def survey_command(rule: Rule, around: Surroundings) -> Found:
 def _any_on(places: list[bytes], devices: frozenset[int]) -> bool:
     for place in places:
         try:
-            if os.lstat(place).st_dev in devices:
+            if on_any(place, os.lstat(place), devices):
                 return True
         except OSError:
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cachekit.clean.goals import Need
 from cachekit.clean.report import FilesystemReport
@@ -61,8 +61,9 @@ class Meter:
         ]
 
     def short_devices(self) -> frozenset[int]:
-        """Return the device numbers of those."""
-        return frozenset(filesystem.room.device for filesystem in self.short())
+        """Return the device numbers of those, and those of ``pool_of``."""
+        short = self.short()
+        return frozenset(item.room.device for item in short) | {item.pool for item in short}
 
     def short_rooms(self) -> list[Room]:
         """Return how full those are; all, if none is short (a dry run looks at everything then)."""
@@ -97,20 +98,51 @@ class Meter:
         Where filesystems show it at once there is nothing to wait for: what is missing then, others have written, or
         hold open.
         """
-        late = [item for item in self._touched(paths) if item.kind not in _IMMEDIATE] if removed != 0 else []
-
-        def all_of_it() -> bool:
-            return before - self.used() >= (removed or 1) or not self.short()
-
-        # However little: what does not show yet may be all that the goal lacks, and the next rule would go for it.
-        seconds = _SETTLE_UNKNOWN if removed is None else _SETTLE_SECONDS
-        for filesystem in late:
-            settle(filesystem.path, all_of_it, seconds=seconds, synced=_AFTER_SYNC)
+        late = self._late(paths) if removed != 0 else []
+        self._show(before, removed, late)
         if not late or not removed or self.met_now():
             return True
         for filesystem in late if self.unseen(before, removed) else ():
             settle(filesystem.path, lambda: self.unseen(before, removed) == 0, seconds=_SETTLE_SECONDS)
         return self._believe(removed, before - self.used()) or not self.short()
+
+    def _late(self, paths: Iterable[bytes]) -> list[Filesystem]:
+        return [item for item in self._touched(paths) if item.kind not in _IMMEDIATE]
+
+    def _show(self, before: int, removed: int | None, late: list[Filesystem]) -> None:
+        """Have filesystems show what was removed, or as much of it as they can a moment after a sync.
+
+        However little it is: what does not show yet may be all that the goal lacks, and the next rule would go for it.
+        """
+        seconds = _SETTLE_UNKNOWN if removed is None else _SETTLE_SECONDS
+        for filesystem in late:
+            settle(
+                filesystem.path,
+                lambda: before - self.used() >= (removed or 1) or not self.short(),
+                seconds=seconds,
+                synced=_AFTER_SYNC,
+            )
+
+    def missing(self) -> int:
+        """Return the bytes that are missing, by the last look; 0 also where only inodes are."""
+        return sum(self.need(filesystem).short(filesystem.room) for filesystem in self.short())
+
+    def watch(self, before: int, paths: Iterable[bytes]) -> Callable[[int], bool]:
+        """Return a function that says, told the bytes removed since ``before``, whether nothing is missing any more.
+
+        Where freed space shows late it is waited for when that much should be enough, and then ever more seldom.
+        """
+        late = self._late(paths)
+        due = self.missing()
+
+        def enough(removed: int) -> bool:
+            nonlocal due
+            if not self.met_now() and removed >= due:
+                due = 2 * removed
+                self._show(before, removed, late)
+            return not self.short()
+
+        return enough
 
     def _believe(self, removed: int, freed: int) -> bool:
         """Return whether enough shows of what this rule removed, and of all that was removed where it shows late.

@@ -14,7 +14,7 @@ from cachekit.clean.protect import Protection, interpreter_places
 from cachekit.clean.request import CleanRequest
 from cachekit.disk.filesystems import Filesystem, nearest, of_places
 from cachekit.errors import InvalidRequest
-from cachekit.system.space import mount_points, room
+from cachekit.system.space import mount_points, pool_of, room
 from cachekit.system.state import state_directory
 
 __all__ = ["Wish", "filesystems_that_matter", "pick_plan", "prepare", "protection"]
@@ -131,9 +131,11 @@ def prepare(wish: Wish, environ: Mapping[str, str] | None = None) -> CleanReques
     asked = {item.room.device: needs(goal, item.room) for item in filesystems} if goal is not None else {}
     said = words(goal) if goal is not None else ""
     if wish.extra_bytes is not None:
-        device = room(nearest(os.fsencode(wish.store))).device
-        if device not in {item.room.device for item in filesystems}:
-            filesystems += of_places([("store", os.fsencode(wish.store))])
+        place = nearest(os.fsencode(wish.store))
+        pool = pool_of(place)
+        if pool not in {item.pool for item in filesystems}:
+            filesystems += of_places([("store", place)])
+        device = next((item.room.device for item in filesystems if item.pool == pool), room(place).device)
         old = asked.get(device, Need())
         asked[device] = Need(max(old.available, wish.extra_bytes), old.inodes)
         said = " and ".join(filter(None, [said, f"{_human(wish.extra_bytes)} free for the save"]))

@@ -21,12 +21,14 @@ _LOT_BYTES = 64 << 20
 def remove_units(
     units: Sequence[Unit],
     *,
-    enough: Callable[[], bool],
+    enough: Callable[[int], bool],
+    missing: Callable[[], int],
     known: Callable[[], Holders],
     holders: Callable[[], Holders],
 ) -> Done:
-    """Remove the units in their order until ``enough()``; return what went and what stayed.
+    """Remove the units in their order until ``enough(bytes removed)``; return what went and what stayed.
 
+    ``missing``: the bytes that are still to be freed, 0 if that is not known: no more than needed goes at a time.
     ``holders`` gives a new look at who uses what, ``known`` one that may be some seconds old.
     """
     done = Done(size=0)
@@ -41,8 +43,8 @@ def remove_units(
 
         return look_again
 
-    for number, lot in enumerate(_lots(units)):
-        if number and enough():
+    for number, lot in enumerate(_lots(units, missing)):
+        if number and enough(done.size or 0):
             break
         going = []
         for unit in lot:
@@ -60,14 +62,17 @@ def remove_units(
     return done
 
 
-def _lots(units: Sequence[Unit]) -> Iterator[list[Unit]]:
+def _lots(units: Sequence[Unit], missing: Callable[[], int]) -> Iterator[list[Unit]]:
     lot: list[Unit] = []
     size = 0
+    most = min(_LOT_BYTES, missing() or _LOT_BYTES)
     for unit in units:
-        large = unit.size is None or size + unit.size > _LOT_BYTES
-        if lot and (large or len(lot) == _LOT_UNITS):
+        if lot and (
+            unit.size is None or size + unit.size > _LOT_BYTES or size >= most or len(lot) == _LOT_UNITS
+        ):
             yield lot
             lot, size = [], 0
+            most = min(_LOT_BYTES, missing() or _LOT_BYTES)
         lot.append(unit)
         size += _LOT_BYTES if unit.size is None else unit.size
     if lot:

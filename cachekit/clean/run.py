@@ -158,7 +158,11 @@ class Run:
         before = meter.used()
         if isinstance(rule.target, Paths):
             done = remove_units(
-                found.units, enough=meter.met_now, known=self.holders, holders=self._fresh_holders
+                found.units,
+                enough=meter.watch(before, found.paths),
+                missing=meter.missing,
+                known=self.holders,
+                holders=self._fresh_holders,
             )
         elif isinstance(rule.target, Docker):
             done = carry_out(rule, found, self._docker, meter.met_now, None)

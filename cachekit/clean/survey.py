@@ -15,8 +15,9 @@ from cachekit.clean.protect import Protection
 from cachekit.system.files import open_to_look
 from cachekit.system.holders import Holders
 from cachekit.system.process import running_programs
+from cachekit.system.space import pool_of
 
-__all__ = ["Surroundings", "busy_runner", "survey_paths"]
+__all__ = ["Surroundings", "busy_runner", "on_any", "survey_paths"]
 
 #: From so many units on it pays to know which are small: then those of up to so many names are looked into.
 _MANY, _SMALL_NAMES = 8, 500
@@ -96,7 +97,7 @@ def _unfit(path: bytes, when: Conditions, around: Surroundings) -> str | None:
         return "lost+found is never cleaned"
     if stat.S_ISBLK(info.st_mode) or stat.S_ISCHR(info.st_mode):
         return "it is a device node"
-    if around.devices is not None and info.st_dev not in around.devices:
+    if not on_any(path, info, around.devices):
         return "it lies on a filesystem that has enough free"
     if when.unlinked and _linked(path):
         return "a symlink beside it points to it, so it is the version in use"
@@ -106,6 +107,16 @@ def _unfit(path: bytes, when: Conditions, around: Surroundings) -> str | None:
             return busy
     holder = around.holders().of(path)
     return f"in use: {holder}" if holder is not None else None
+
+
+def on_any(path: bytes, info: os.stat_result, devices: Collection[int] | None) -> bool:
+    """Return True if what lies at ``path`` is on one of these filesystems (None: any), as a subvolume of it too."""
+    if devices is None or info.st_dev in devices:
+        return True
+    try:
+        return pool_of(os.path.dirname(path)) in devices
+    except OSError:
+        return False
 
 
 def _look_at(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cachekit.system.space import Room, filesystem_type, mount_of, room
+from cachekit.system.space import Room, filesystem_type, mount_of, pool_of, room
 
 __all__ = ["Filesystem", "nearest", "of_places"]
 
@@ -20,6 +20,8 @@ class Filesystem:
     kind: str
     why: list[str]
     room: Room
+    #: See ``pool_of``.
+    pool: int = 0
 
     def measure(self) -> Room:
         """Look again, keep and return what is free now."""
@@ -41,12 +43,12 @@ def of_places(places: Iterable[tuple[str, bytes]]) -> list[Filesystem]:
     for why, path in places:
         there = nearest(path)
         try:
-            facts = room(there)
+            facts, pool = room(there), pool_of(there)
         except OSError:
             continue
-        known = found.get(facts.device)
+        known = found.get(pool)
         if known is None:
-            found[facts.device] = Filesystem(mount_of(there), there, filesystem_type(there), [why], facts)
+            found[pool] = Filesystem(mount_of(there), there, filesystem_type(there), [why], facts, pool)
         elif why not in known.why:
             known.why.append(why)
     return list(found.values())

@@ -14,6 +14,7 @@ __all__ = [
     "free_space",
     "mount_of",
     "mount_points",
+    "pool_of",
     "room",
 ]
 
@@ -90,6 +91,27 @@ def mount_of(path: bytes) -> bytes:
     while path not in points and path != b"/":
         path = os.path.dirname(path)
     return path
+
+
+def pool_of(path: bytes) -> int:
+    """Return one number for all that shares its free space with the existing ``path``. Raises OSError.
+
+    That is the device number, but on btrfs, where each subvolume has a device number of its own, the filesystem's.
+    """
+    point = mount_of(path)
+    device = None
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            for line in file:
+                fields = line.split(b" ", 5)
+                if _OCTAL.sub(lambda m: bytes([int(m[1], 8)]), fields[4]) == point:
+                    device = fields[2]  # the last one: it covers what was mounted there before
+    except OSError:
+        pass
+    if device is None:
+        return os.stat(path).st_dev
+    major, minor = map(int, device.split(b":"))
+    return os.makedev(major, minor)
 
 
 def filesystem_type(fd_or_path: int | str | bytes) -> str:

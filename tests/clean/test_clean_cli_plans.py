@@ -10,12 +10,12 @@ import os
 import shutil
 import subprocess
 import time
+import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
 
 import cachekit.clean.run
 from tests.support.capabilities import requires
@@ -70,7 +70,7 @@ def test_toolchains_go_on_hosted_runners_only(cli: Cli) -> None:
     assert {rule["result"] for rule in toolchains} == {"not-applicable"}
 
 
-# ----------------------------------------------------------------------------------------------------- a runner of one's own
+# ------------------------------------------------------------------------------------------ a runner between its jobs
 
 WORK = "_work"
 
@@ -143,7 +143,7 @@ SECONDS = {"h": 3600, "d": 86400}
 def carry_out(
     here: Here, scene: Scene, monkeypatch: pytest.MonkeyPatch, moment: int, stage: str
 ) -> dict[str, Any]:
-    """Carry out each copied rule of a stage at the time at which its limit of age is that moment; return the reports."""
+    """Carry out each copied rule of a stage when its limit of age is that moment; return the reports."""
     reports = {}
     text = (resources.files("cachekit.clean") / "plans" / "self-hosted.toml").read_text(encoding="utf-8")
     wanted = tomllib.loads(text)["stage"][stage]["rules"]
@@ -173,7 +173,7 @@ def here(tmp_path: Path, clean_surroundings: Path, monkeypatch: pytest.MonkeyPat
 
 @requires("tmpfs")
 def test_a_runner_between_jobs(scene: Scene, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between jobs what is old goes from a runner's directory; its versions in use, credentials, tools and actions stay."""
+    """Between jobs what is old goes from a runner's directory; versions in use, credentials, tools and actions stay."""
     root = scene.root / "actions-runner"
     before, moment = runner(root)
     monkeypatch.setenv("CACHEKIT_RUNNER_ROOTS", str(root))
@@ -236,7 +236,7 @@ def test_two_runners(scene: Scene, here: Here, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_runner_is_found(cli: Cli, tmp_path: Path) -> None:
-    """Outside of a job, as from cron, a runner's directory chooses the plan for machines of one's own, and says where."""
+    """Outside of a job a runner's directory chooses the plan for machines of one's own, and the report says where."""
     root = tmp_path / "runner"
     write(root / ".runner", json.dumps({"workFolder": "elsewhere"}))
     (root / "elsewhere").mkdir()

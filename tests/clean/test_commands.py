@@ -186,14 +186,23 @@ def test_frees_that_is_missing(scene: Scene) -> None:
     assert not marker.exists()
 
 
-def test_frees_in_use(scene: Scene) -> None:
+@pytest.mark.parametrize("category", ["package-cache", "build-cache"])
+def test_frees_in_use(scene: Scene, category: str) -> None:
     """A program whose cache somebody has open is not run, and the report says who has it."""
     folder = make_files(scene.root / "cache", 1, MIB)
-    with (folder / "file-0").open("rb"):
-        rule = run(scene, "rm", "-rf", str(folder), frees=[str(folder)])
+    with (folder / "file-0").open("rb"), unchanged(folder):
+        rule = run(scene, "rm", "-rf", str(folder), frees=[str(folder)], category=category)
     assert rule["result"] == "blocked"
     assert f"(pid {os.getpid()})" in str(rule["reason"])
-    assert folder.exists()
+
+
+def test_logs_that_are_open(scene: Scene) -> None:
+    """A program that vacuums logs is run although their writer has them open: that is always so."""
+    folder = make_files(scene.root / "logs", 2, MIB)
+    with (folder / "file-0").open("ab"):
+        rule = run(scene, "rm", str(folder / "file-1"), frees=[str(folder)], category="logs")
+    assert rule["result"] == "freed"
+    assert rule["freed"] == MIB
 
 
 def test_frees_on_another_filesystem(scene: Scene) -> None:

@@ -129,6 +129,45 @@ def test_emergency_with_no_inode_left(cli: Cli) -> None:
         assert os.statvfs(scene.root).f_ffree >= 15
 
 
+AUDITED = """
+import os, sys
+def hook(event, args):
+    if event == "open":
+        path, mode, flags = args
+        writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes and not isinstance(path, int):
+            os.write(2, b"OPENED " + os.fsencode(path) + b"\\n")
+    elif event.startswith(("tempfile.", "os.mkdir", "os.symlink", "os.link", "os.rename")):
+        os.write(2, f"MADE {event} {args!r}\\n".encode())
+sys.addaudithook(hook)
+from cachekit.__main__ import main
+sys.exit(main())
+"""
+
+
+@requires("tmpfs")
+def test_emergency_makes_no_temporary_file(cli: Cli) -> None:
+    """Nothing is opened for writing but the ballast, the lock, and the notes of cachekit's own state directory."""
+    with filesystems.tmpfs() as mounted:
+        scene = Scene(cli, mounted.path)
+        env = on_it(scene.root)
+        cli("disk", "reserve", "1M", "--in", scene.root, env=env).expect()
+        full(scene, mounted)
+        arguments = scene.arguments("--stage", "emergency", "--free", f"{free_bytes(scene.root) + 3 * MIB}B")
+        environment = clean_environment(cli.home) | env
+        done = run([sys.executable, "-c", AUDITED, *arguments], env=environment).expect()
+        told = [
+            line.split(" ", 1) for line in done.stderr.splitlines() if line.startswith(("OPENED ", "MADE "))
+        ]
+        opened = [path for what, path in told if what == "OPENED"]
+        own = (str(scene.root / ".cachekit-ballast"), str(scene.root / "home"), "/dev/null", "/proc/")
+        assert opened
+        assert [path for path in opened if path.startswith("/") and not path.startswith(own)] == []
+        assert [text for what, text in told if what == "MADE" and "tempfile" in text] == []
+        notes = (str(scene.root), "clean-ledger")
+        assert [text for what, text in told if what == "MADE" and not any(own in text for own in notes)] == []
+
+
 BARE = """
 import importlib.abc, sys
 class Blocker(importlib.abc.MetaPathFinder):
@@ -195,7 +234,7 @@ def test_memory_does_not_grow_with_the_files(cli: Cli, workers: dict[str, str]) 
             assert code == "0"
             assert os.listdir(scene.root / "first") == []
             peaks.append(int(peak))
-    assert peaks[1] - peaks[0] < 4096  # KiB
+    assert peaks[1] - peaks[0] < 3072  # KiB: keeping the names would take more
 
 
 @pytest.mark.parametrize("megabytes", [1, 10])
@@ -298,15 +337,18 @@ def test_the_cheapest_rule_goes_first_and_the_goal_ends_it(scene: Scene) -> None
     assert len(os.listdir(scene.root / "dear" / "a")) == 4
 
 
-def test_the_goal_ends_a_rule_between_its_units(scene: Scene) -> None:
-    """Of several matches of one rule, the oldest go until enough is free."""
-    for number in range(4):
-        make_files(scene.root / "unit" / str(number), 1, MIB)
-        newest = 1_700_000_000 + number
-        os.utime(scene.root / "unit" / str(number) / "file-0", (newest, newest))
-    scene.rules = {"units": {"paths": [f"{scene.root}/unit/*"], "when": {"larger": "1K"}}}
-    scene.report("--free", wanted(scene.root, 2 * MIB))
-    assert len(os.listdir(scene.root / "unit")) == 2
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_goal_ends_a_rule_between_its_units(cli: Cli, kind: str, measured: bool) -> None:
+    """Of several matches of one rule no more go than are needed, also where freed space shows late."""
+    with filesystems.of_kind(kind) as mounted:
+        scene = Scene(cli, mounted.path)
+        for number in range(5):
+            make_files(scene.root / "units" / str(number), 2, MIB)
+        when = {"when": {"larger": "1K"}} if measured else {}
+        scene.rules = {"units": {"paths": [f"{scene.root}/units/*"], **when}}
+        scene.report("--free", wanted(scene.root, 3 * MIB))
+        assert sorted(os.listdir(scene.root / "units")) == ["2", "3", "4"]
 
 
 def test_a_met_goal_touches_nothing(scene: Scene) -> None:
@@ -343,3 +385,46 @@ def test_only_the_filesystem_that_is_short_is_cleaned(cli: Cli) -> None:
         assert "enough free" in outcome(report, "second")["reason"]
         assert outcome(report, "third")["result"] == "freed"
         assert (one.path / "second" / "a").exists()
+
+
+@requires("btrfs")
+def test_a_subvolume_is_part_of_its_filesystem(cli: Cli) -> None:
+    """A unit in a subvolume of the filesystem that is short goes, whatever device number the subvolume has."""
+    with filesystems.btrfs() as mounted:
+        subvolume = mounted.path / "sub"
+        subprocess.run(["btrfs", "-q", "subvolume", "create", str(subvolume)], check=True)
+        scene = Scene(cli, mounted.path)
+        make_files(subvolume / "units" / "a", 4, MIB)
+        scene.rules = {"units": {"paths": [f"{subvolume}/units/*"]}}
+        report = scene.report("--free", wanted(scene.root, 2 * MIB))
+        assert outcome(report, "units")["result"] == "freed"
+        assert os.listdir(subvolume / "units") == []
+
+
+@requires("btrfs")
+def test_two_mounted_subvolumes_are_one_filesystem(cli: Cli, tmp_path: Path) -> None:
+    """What becomes free in subvolumes that are mounted at two places, as / and /home, counts once."""
+    with filesystems.btrfs() as mounted:
+        places = [tmp_path / "root", tmp_path / "home"]
+        for place in places:
+            place.mkdir()
+            subprocess.run(["btrfs", "-q", "subvolume", "create", str(mounted.path / place.name)], check=True)
+            device = subprocess.run(
+                ["findmnt", "-n", "-o", "SOURCE", str(mounted.path)],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout.strip()
+            subprocess.run(
+                ["mount", "-o", f"subvol={place.name}", device.partition("[")[0], str(place)], check=True
+            )
+        try:
+            scene = Scene(cli, places[0])
+            make_files(places[1] / "units" / "a", 4, MIB)
+            scene.rules = {"units": {"paths": [f"{places[1]}/units/*"]}}
+            report = scene.report("--filesystem", places[1], "--free", wanted(places[0], 2 * MIB))
+        finally:
+            for place in places:
+                filesystems.unmount(place)
+        assert len(report["filesystems"]) == 1
+        assert 3 * MIB < report["freed"] < 6 * MIB

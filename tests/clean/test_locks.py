@@ -56,6 +56,7 @@ def test_the_second_clean_waits(scene: Scene) -> None:
             running.wait().expect(0)
             report = waiting.wait().expect(0).json()
     assert outcome(report, "others")["result"] == "not-needed"
+    assert report["freed"] == 0  # that was the first one
     assert other.exists()
 
 

@@ -156,3 +156,9 @@ def test_a_rule_that_fails_does_not_keep_the_others(scene: Scene, tmp_path: Path
     assert "stopped after 1 s" in rule["reason"]
     rule = beside(scene, {"command": ["cachekit-has-no-such-program"]})
     assert rule["result"] == "not-applicable"
+    broken = tmp_path / "broken"
+    broken.write_text("#!/no/such/interpreter\n")
+    broken.chmod(0o755)
+    rule = beside(scene, {"command": [str(broken)]})
+    assert rule["result"] == "failed"
+    assert "cannot be started" in rule["reason"]

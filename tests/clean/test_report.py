@@ -43,7 +43,8 @@ def holding(path: Path) -> Iterator[int]:
 
 def too_wide(text: str) -> list[str]:
     """The lines over 80 columns that could have been folded: those that are no single path."""
-    return [line for line in text.splitlines() if len(line) > WIDTH and len(line.split()) > 1]
+    lines = [line for line in text.splitlines() if len(line) > WIDTH]
+    return [line for line in lines if len(line.split()) > 1 or "/" not in line]
 
 
 # -------------------------------------------------------------------------------------------------------------- results
