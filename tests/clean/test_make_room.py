@@ -143,6 +143,19 @@ def test_for_save_never_touches_what_is_to_be_saved(scene: Scene) -> None:
     assert not list((scene.root / "other").glob("file-*"))
 
 
+def test_make_room_never_touches_what_is_to_be_saved(scene: Scene) -> None:
+    """A save that makes room does not remove what it is about to save, nor a file in it, whatever rules name."""
+    wanted = scene_with_wanted(scene)
+    make_files(scene.root / "filler", 1, 50 * MIB)
+    store, saved = scene.root / "store", snapshot(wanted)
+    arguments: list[str | Path] = ["--make-room", "--plan", scene.plan, "--store", store, "--min-free=60M"]
+    with unchanged(wanted):
+        scene.cli("save", "--key=k", *arguments, wanted).expect(5)
+    assert not list((scene.root / "other").glob("file-*"))
+    scene.cli("save", "--key=k", *arguments[:-1], wanted).expect()
+    assert_same_tree(saved, wanted)
+
+
 @pytest.mark.parametrize("written", ["relative", "root", "glob", "symlink", "file"])
 def test_for_save_however_it_is_written(scene: Scene, written: str) -> None:
     """What is to be saved is kept by whatever name it is given: relative, below --root, a glob, through a link."""
