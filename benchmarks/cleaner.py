@@ -27,7 +27,7 @@ _SETTLE = 5
 _DISCARD = """
 import json, sys, time
 started = time.perf_counter()
-from cachekit.system.trash import discard
+from cachekit.system.removal.trash import discard
 called = time.perf_counter()
 moments = []
 def look(path):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from cachekit.clean.environment import Environment, choose_plan, look_around
 from cachekit.clean.goals import Need, needs, words
 from cachekit.clean.model import Goal, Plan, Stage
-from cachekit.clean.planfile import load
+from cachekit.clean.plan.file import load
 from cachekit.clean.protect import Protection, interpreter_places
 from cachekit.clean.request import CleanRequest
 from cachekit.disk.filesystems import Filesystem, nearest, of_places

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from cachekit.clean.model import Done, Unit
 from cachekit.system.holders import Holders
-from cachekit.system.trash import discard_all, finish, leftovers
+from cachekit.system.removal.trash import discard_all, finish, leftovers
 
 __all__ = ["finish_leftovers", "remove_units"]
 

@@ -7,7 +7,7 @@ import time
 
 from cachekit.clean.commands import run_command, survey_command
 from cachekit.clean.decide import unwanted
-from cachekit.clean.docker import DockerSurroundings, carry_out, survey
+from cachekit.clean.docker.rules import DockerSurroundings, carry_out, survey
 from cachekit.clean.keeps import job_files
 from cachekit.clean.ledger import Ledger, cheapest_first
 from cachekit.clean.measure import Meter

@@ -9,7 +9,7 @@ import click
 
 from cachekit.clean.environment import choose_plan, look_around
 from cachekit.clean.model import STAGES, Amount, Docker, Goal, Plan, Rule, Stage
-from cachekit.clean.planfile import Problem, load, parse, problems, read_text, shipped
+from cachekit.clean.plan.file import Problem, load, parse, problems, read_text, shipped
 from cachekit.cli.options import common, json_option
 from cachekit.cli.render import count, plain, printable, to_json
 from cachekit.errors import InvalidRequest

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from cachekit.system.files import open_directory, open_to_look
-from cachekit.system.shared import Wanted
+from cachekit.system.removal.shared import Wanted
 from cachekit.system.workers import ForkPool, WorkerDied, worker_count
 
 __all__ = ["Consumer", "Usage", "usage"]

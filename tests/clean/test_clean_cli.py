@@ -288,7 +288,11 @@ def test_already_met_loads_little(here: Here, json_too: list[str]) -> None:
     code, modules = loaded(here, "clean", "--free=1K", *json_too)
     assert code == 0
     assert not modules & {"zstandard", "xxhash", "psutil", "http.client", "multiprocessing", "ssl", "asyncio"}
-    assert not modules & {"cachekit.clean.run", "cachekit.clean.docker", "cachekit.system.workers"}
+    assert not modules & {
+        "cachekit.clean.run",
+        "cachekit.clean.docker.rules",
+        "cachekit.system.workers",
+    }
     assert not {name for name in modules if name.startswith(("cachekit.archive", "cachekit.engine"))}
 
 

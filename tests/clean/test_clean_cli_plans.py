@@ -127,7 +127,9 @@ def everything(root: Path) -> set[str]:
 
 def copied_rules(marker: str = "$RUNNER_") -> dict[str, dict[str, Any]]:
     """The rules of the shipped plan whose every path lies in a runner's directory."""
-    text = (resources.files("cachekit.clean") / "plans" / "self-hosted.toml").read_text(encoding="utf-8")
+    text = (resources.files("cachekit.clean.plan") / "shipped" / "self-hosted.toml").read_text(
+        encoding="utf-8"
+    )
     rules = {}
     for rule in tomllib.loads(text)["rule"]:
         paths = rule.get("paths", [])
@@ -145,7 +147,9 @@ def carry_out(
 ) -> dict[str, Any]:
     """Carry out each copied rule of a stage when its limit of age is that moment; return the reports."""
     reports = {}
-    text = (resources.files("cachekit.clean") / "plans" / "self-hosted.toml").read_text(encoding="utf-8")
+    text = (resources.files("cachekit.clean.plan") / "shipped" / "self-hosted.toml").read_text(
+        encoding="utf-8"
+    )
     wanted = tomllib.loads(text)["stage"][stage]["rules"]
     for name, rule in copied_rules().items():
         if name not in wanted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from cachekit.clean.docker import DockerSurroundings, carry_out, survey
+from cachekit.clean.docker.rules import DockerSurroundings, carry_out, survey
 from cachekit.clean.model import Docker, DockerAction, Done, Found, Rule
 from cachekit.system.clock import now_ns
 from tests.engine.fake_engine import FakeEngine

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachekit.clean.docker_choice import choose_containers, choose_images, choose_volumes, references
-from cachekit.clean.image_ledger import ImageLedger, Seen, observe
+from cachekit.clean.docker.choice import choose_containers, choose_images, choose_volumes, references
+from cachekit.clean.docker.ledger import ImageLedger, Seen, observe
 from cachekit.engine.objects import Container, Event, Image, Volume
 
 HOUR = 3600 * 10**9

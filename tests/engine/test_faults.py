@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cachekit.clean.docker import DockerSurroundings, carry_out, survey
-from cachekit.clean.image_ledger import LEDGER_NAME, ImageLedger, Seen, load, store
+from cachekit.clean.docker.ledger import LEDGER_NAME, ImageLedger, Seen, load, store
+from cachekit.clean.docker.rules import DockerSurroundings, carry_out, survey
 from cachekit.clean.model import DOCKER_ACTIONS, Conditions, Docker, Found, Rule, Unit
 from cachekit.engine.client import Engine
 from tests.engine.fake_engine import FakeEngine, fake_engine

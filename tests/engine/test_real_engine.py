@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cachekit.clean.docker import carry_out, survey
-from cachekit.clean.image_ledger import LEDGER_NAME
+from cachekit.clean.docker.ledger import LEDGER_NAME
+from cachekit.clean.docker.rules import carry_out, survey
 from tests.engine.rules import around, clean, reasons, rule
 from tests.support.capabilities import requires
 from tests.support.docker import DockerHost

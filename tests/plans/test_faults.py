@@ -7,7 +7,7 @@ import math
 import pytest
 
 from cachekit.clean.model import Amount, Command, Conditions, Docker, Goal, Paths, Rule
-from cachekit.clean.planfile import MAX_BYTES, load, parse, problems, read_text
+from cachekit.clean.plan.file import MAX_BYTES, load, parse, problems, read_text
 from cachekit.errors import InvalidRequest, PlanInvalid
 
 HEAD = 'format = 1\nname = "p"\n[stage.pre]\nrules = ["a"]\n[[rule]]\nid = "a"\ncategory = "temp"\n'

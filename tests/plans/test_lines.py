@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachekit.clean.planfile import problems
-from cachekit.clean.planlines import Lines, Place
+from cachekit.clean.plan.file import problems
+from cachekit.clean.plan.lines import Lines, Place
 
 TEXT = '''# a comment with [[rule]] and "quotes
 format = 1

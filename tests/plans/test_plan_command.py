@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cachekit.clean.planfile import MAX_BYTES, shipped
+from cachekit.clean.plan.file import MAX_BYTES, shipped
 from tests.support.in_process import Here
 
 FINE = """format = 1

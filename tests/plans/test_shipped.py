@@ -11,7 +11,7 @@ import pytest
 
 from cachekit.clean.environment import ENVIRONMENTS
 from cachekit.clean.model import CATEGORIES, DOCKER_ACTIONS, STAGES, Command, Docker, Paths, Plan, Rule
-from cachekit.clean.planfile import load, problems, read_text, shipped
+from cachekit.clean.plan.file import load, problems, read_text, shipped
 from cachekit.clean.protect import Protection, refuse_pattern
 from tests.support.ordinary_user import PROJECT
 
@@ -51,7 +51,7 @@ def test_stages(name: str) -> None:
 
 def test_package_data() -> None:
     """The files are found as package data, and are exactly those that are listed."""
-    folder = importlib.resources.files("cachekit.clean") / "plans"
+    folder = importlib.resources.files("cachekit.clean.plan") / "shipped"
     assert {file.name for file in folder.iterdir() if file.name.endswith(".toml")} == {
         f"{name}.toml" for name in shipped()
     }

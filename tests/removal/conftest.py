@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cachekit.system import beneath
+from cachekit.system.removal import beneath
 from tests.support.ordinary_user import NOBODY
 
 

@@ -14,7 +14,7 @@ import pytest
 from cachekit.system import workers
 from cachekit.system.holders import Sockets
 from cachekit.system.native import exchange
-from cachekit.system.removal import Removed, remove
+from cachekit.system.removal.tree import Removed, remove
 from tests.crash.test_files import deep_tree
 from tests.removal.conftest import as_nobody, give, no_descriptor_lost
 from tests.support import filesystems
@@ -249,7 +249,7 @@ def test_a_directory_swapped_for_a_link_leads_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, kernel: str
 ) -> None:
     """While trees go, another process swaps a directory in them and a link to outside, over and over."""
-    from cachekit.system import beneath, trash
+    from cachekit.system.removal import beneath, trash
 
     monkeypatch.setenv("CACHEKIT_STATE_DIR", str(tmp_path / "state"))
     if kernel == "older":

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cachekit.system import native, trash
+from cachekit.system import native
 from cachekit.system.holders import Holders
-from cachekit.system.trash import discard, finish, is_trash, leftovers
+from cachekit.system.removal import trash
+from cachekit.system.removal.trash import discard, finish, is_trash, leftovers
 from tests.removal.conftest import as_nobody, give, no_descriptor_lost
 from tests.removal.test_removal import left, wide
 from tests.support import filesystems
@@ -24,7 +25,8 @@ from tests.support.trees import Device, Symlink, make_tree
 
 NAME = ".cachekit-trash-0123456789abcdef"
 DISCARD = (
-    "import os, sys; from cachekit.system.trash import discard; discard(os.fsencode(sys.argv[1]), workers=2)"
+    "import os, sys; from cachekit.system.removal.trash import discard; "
+    "discard(os.fsencode(sys.argv[1]), workers=2)"
 )
 STEPS = ["clean.renamed", "clean.looked-again", "clean.half-removed", "clean.removed"]
 

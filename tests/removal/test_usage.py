@@ -186,6 +186,6 @@ def test_directories_told_apart_are_bounded(tmp_path: Path, monkeypatch: pytest.
 
 def test_it_needs_nothing_but_the_standard_library() -> None:
     """The scan runs on a bare machine."""
-    code = "import sys, cachekit.disk.usage, cachekit.system.trash; print(*sys.modules)"
+    code = "import sys, cachekit.disk.usage, cachekit.system.removal.trash; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"psutil", "click", "zstandard"}.isdisjoint(done.stdout.split())

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cachekit.system.beneath import Beneath, open_parent
 from cachekit.system.holders import Sockets, live_sockets
 from cachekit.system.native import sync_filesystem
-from cachekit.system.shared import Tally
+from cachekit.system.removal.beneath import Beneath, open_parent
+from cachekit.system.removal.shared import Tally
+from cachekit.system.removal.sweeper import FULL, KEPT, LOCKED, Sweeper, lock, open_up, reason, special
 from cachekit.system.steps import step
-from cachekit.system.sweeper import FULL, KEPT, LOCKED, Sweeper, lock, open_up, reason, special
 from cachekit.system.workers import ForkPool, WorkerDied, worker_count
 
 __all__ = ["Removed", "removal_workers", "remove", "remove_in"]

@@ -9,10 +9,10 @@ from typing import Any
 
 from cachekit.clean.environment import ENVIRONMENTS
 from cachekit.clean.model import CATEGORIES, DOCKER_ACTIONS, Command, Conditions, Docker, Paths, Rule
-from cachekit.clean.planlines import Place
-from cachekit.clean.planpatterns import directory_fault, exclude_fault, pattern_fault
-from cachekit.clean.plantable import NAME, Notes, Table
-from cachekit.clean.planvalues import (
+from cachekit.clean.plan.lines import Place
+from cachekit.clean.plan.patterns import directory_fault, exclude_fault, pattern_fault
+from cachekit.clean.plan.table import NAME, Notes, Table
+from cachekit.clean.plan.values import (
     nearest,
     read_amount,
     read_duration,

@@ -16,15 +16,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cachekit.system.beneath import Beneath, open_parent
 from cachekit.system.files import random_name
 from cachekit.system.holders import Sockets, live_sockets
 from cachekit.system.native import rename_noreplace
-from cachekit.system.removal import Removed, remove_in
+from cachekit.system.removal.beneath import Beneath, open_parent
+from cachekit.system.removal.sweeper import LOCKED, lock, open_up, reason
+from cachekit.system.removal.tree import Removed, remove_in
 from cachekit.system.space import mount_points
 from cachekit.system.state import state_directory
 from cachekit.system.steps import step
-from cachekit.system.sweeper import LOCKED, lock, open_up, reason
 
 __all__ = ["discard", "discard_all", "finish", "is_trash", "leftovers"]
 

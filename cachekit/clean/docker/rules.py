@@ -1,7 +1,7 @@
 """The cleaner's Docker rules: what an engine would remove, and removing it one by one until enough is free.
 
 An image that a container of any state references, a kept or protected one and a named volume are never removed: the
-choice leaves them out (docker_choice), it is made anew for each object right before its removal, and no request to the
+choice leaves them out (choice), it is made anew for each object right before its removal, and no request to the
 engine carries force, so that the engine's own check is the last one.
 """
 
@@ -11,10 +11,10 @@ import os
 import time
 from collections.abc import Callable
 
-from cachekit.clean.docker_cache import remove_build_cache, survey_build_cache
-from cachekit.clean.docker_choice import choose_containers, choose_volumes, container_names
-from cachekit.clean.docker_images import remove_image, survey_images
-from cachekit.clean.docker_state import DockerSurroundings, GoneError, StaysError, Task
+from cachekit.clean.docker.cache import remove_build_cache, survey_build_cache
+from cachekit.clean.docker.choice import choose_containers, choose_volumes, container_names
+from cachekit.clean.docker.images import remove_image, survey_images
+from cachekit.clean.docker.state import DockerSurroundings, GoneError, StaysError, Task
 from cachekit.clean.model import Docker, Done, Found, Rule, Unit
 from cachekit.engine.client import EngineRefused
 from cachekit.engine.outcome import EngineUnavailable

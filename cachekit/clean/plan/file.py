@@ -12,10 +12,10 @@ import stat
 import tomllib
 
 from cachekit.clean.model import STAGES, Goal, Plan, Rule, Stage, StagePlan
-from cachekit.clean.planlines import Lines
-from cachekit.clean.planrules import read_rules
-from cachekit.clean.plantable import NAME, Notes, Problem, Table
-from cachekit.clean.planvalues import nearest, read_amount, read_inodes, read_percent, shown
+from cachekit.clean.plan.lines import Lines
+from cachekit.clean.plan.rules import read_rules
+from cachekit.clean.plan.table import NAME, Notes, Problem, Table
+from cachekit.clean.plan.values import nearest, read_amount, read_inodes, read_percent, shown
 from cachekit.errors import InvalidRequest, PlanInvalid
 
 __all__ = ["FORMAT", "MAX_BYTES", "Problem", "load", "parse", "problems", "read_text", "shipped"]
@@ -53,7 +53,9 @@ def read_text(source: str) -> str:
     Raises PlanInvalid for what is no regular file, larger than MAX_BYTES or not UTF-8; InvalidRequest if there is none.
     """
     raw = (
-        pkgutil.get_data("cachekit.clean", f"plans/{source}.toml") if source in _SHIPPED else _content(source)
+        pkgutil.get_data("cachekit.clean.plan", f"shipped/{source}.toml")
+        if source in _SHIPPED
+        else _content(source)
     )
     assert raw is not None  # the loader of a package can read
     try:

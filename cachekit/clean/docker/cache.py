@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from cachekit.clean.docker_state import GoneError, StaysError, Task
+from cachekit.clean.docker.state import GoneError, StaysError, Task
 from cachekit.clean.model import Docker, Found, Unit
 from cachekit.engine.client import Engine, EngineRefused
 from cachekit.engine.outcome import EngineUnavailable

@@ -15,10 +15,10 @@ from collections.abc import Generator, Iterator
 from itertools import islice
 from typing import Protocol
 
-from cachekit.system.beneath import Beneath
 from cachekit.system.holders import Sockets
 from cachekit.system.locks import try_lock
-from cachekit.system.shared import Tally
+from cachekit.system.removal.beneath import Beneath
+from cachekit.system.removal.shared import Tally
 
 __all__ = ["FULL", "KEPT", "LOCKED", "Sweeper", "lock", "open_up", "reason", "special"]
 

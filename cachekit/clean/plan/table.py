@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from cachekit.clean.planlines import Lines, Place
-from cachekit.clean.planvalues import nearest, shown
+from cachekit.clean.plan.lines import Lines, Place
+from cachekit.clean.plan.values import nearest, shown
 from cachekit.errors import InvalidRequest
 
 __all__ = ["NAME", "Notes", "Problem", "Table"]

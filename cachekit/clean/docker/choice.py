@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from cachekit.clean.image_ledger import ImageLedger
+from cachekit.clean.docker.ledger import ImageLedger
 from cachekit.clean.model import Found, Unit
 from cachekit.engine.client import can_be_named
 from cachekit.engine.objects import Container, Image, Volume

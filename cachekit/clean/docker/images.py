@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cachekit.clean.docker_choice import choose_images, image_name, references, why_image_stays
-from cachekit.clean.docker_state import DockerSurroundings, GoneError, StaysError, Task
-from cachekit.clean.image_ledger import load, observe, store
+from cachekit.clean.docker.choice import choose_images, image_name, references, why_image_stays
+from cachekit.clean.docker.ledger import load, observe, store
+from cachekit.clean.docker.state import DockerSurroundings, GoneError, StaysError, Task
 from cachekit.clean.model import Found, Unit
 from cachekit.engine.client import Engine, EngineRefused
 from cachekit.engine.objects import Container, Image
