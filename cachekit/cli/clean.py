@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 import click
@@ -12,8 +11,8 @@ from cachekit.clean.execute import clean as clean_up
 from cachekit.clean.goals import parse_goal
 from cachekit.clean.model import STAGES, Rule
 from cachekit.clean.prepare import Wish, prepare
-from cachekit.clean.report import CleanReport, RuleReport
-from cachekit.cli.cleaning import gone, human_report, markdown_report, not_met, rule_line
+from cachekit.clean.report import CleanReport
+from cachekit.cli.cleaning import human_report, markdown_report, not_met
 from cachekit.cli.options import (
     common,
     json_option,
@@ -24,7 +23,7 @@ from cachekit.cli.options import (
     store_option,
 )
 from cachekit.cli.outputs import warn, write_outputs, write_summary
-from cachekit.cli.render import to_json
+from cachekit.cli.render import printable, to_json
 from cachekit.errors import InvalidRequest
 
 __all__ = ["clean"]
@@ -125,23 +124,20 @@ def clean(as_json: bool, background: bool, wait: bool, **options: Any) -> int:
         return _tell(report, as_json=as_json)
     wish = _wish(options)
     request = prepare(wish)
-    to_terminal = sys.stderr.isatty()
-
-    def started(rule: Rule) -> None:
-        if to_terminal:
-            click.echo(f"{rule.id} ...\r", nl=False, err=True)
-
-    def finished(outcome: RuleReport) -> None:
-        if gone(outcome):
-            click.echo(rule_line(outcome), err=True)
-
-    request.started, request.finished = started, finished
+    request.started = None if wish.dry_run else _started
     request.part = beside.part(background=background)
     beside.begin()
     report = clean_up(request)
     beside.finish(report)
     going_on = background and not report.met and not wish.dry_run and beside.go_on(report)
     return _tell(report, as_json=as_json, going_on=going_on)
+
+
+def _started(rule: Rule) -> None:
+    """Say what is being done; the report says how it ended."""
+    click.echo(
+        f"cleaning: {printable(rule.id)}" + (f" ({printable(rule.title)})" if rule.title else ""), err=True
+    )
 
 
 def _wish(options: dict[str, Any]) -> Wish:

@@ -7,9 +7,10 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from cachekit.clean.environment import look_around
 from cachekit.clean.report import CleanReport, FilesystemReport, RuleReport
 from cachekit.cli.render import count, printable, size
-from cachekit.errors import GoalNotMet, InvalidRequest
+from cachekit.errors import GoalNotMet
 
 __all__ = [
     "filesystem_lines",
@@ -226,27 +227,30 @@ def _cell(text: object) -> str:
 
 
 def possible(store: str, filesystems: Sequence[str]) -> list[dict[str, Any]]:
-    """Return for each stage of the plan that fits here what a clean could free, by dry runs towards an endless goal."""
+    """Return for each stage of the plan that fits here what a clean could free: one dry run over all its rules."""
+    from dataclasses import replace
+
     from cachekit.clean.execute import clean
     from cachekit.clean.goals import parse_goal
-    from cachekit.clean.model import STAGES
-    from cachekit.clean.prepare import Wish, prepare
+    from cachekit.clean.model import StagePlan
+    from cachekit.clean.prepare import Wish, pick_plan, prepare
 
+    plan, _ = pick_plan(None, look_around())
+    first = next(iter(plan.stages))
+    # More than there is: nothing is "not needed".
+    wish = Wish(first, goal=parse_goal("100%"), store=store, filesystems=filesystems, dry_run=True)
+    request = prepare(wish)
+    request.plan = replace(plan, stages={first: StagePlan(tuple(plan.rules))})
+    found = {rule.id: rule.expected for rule in clean(request).rules if rule.result == "would-free"}
     stages = []
-    for stage in STAGES:
-        try:
-            wish = Wish(stage, goal=parse_goal("100%"), store=store, filesystems=filesystems, dry_run=True)
-            report = clean(prepare(wish))
-        except InvalidRequest:  # the plan has no such stage
-            continue
-        rules = [rule for rule in report.rules if rule.result == "would-free" and rule.expected]
-        rules.sort(key=lambda rule: -rule.expected)
+    for name, stage in plan.stages.items():
+        sizes = sorted(((found[rule], rule) for rule in stage.rules if found.get(rule)), reverse=True)
         stages.append(
             {
-                "stage": stage,
-                "plan": report.plan,
-                "size": sum(rule.expected for rule in rules),
-                "largest": [(rule.id, rule.expected) for rule in rules[:4]],
+                "stage": name,
+                "plan": plan.name,
+                "size": sum(size for size, _ in sizes),
+                "largest": [(rule, size) for size, rule in sizes[:4]],
             }
         )
     return stages

@@ -58,7 +58,10 @@ _HIGH, _FULL = 85.0, 95.0
     help="How long to look for the largest directories; 0 leaves that out.",
 )
 @click.option(
-    "--clean", "with_clean", is_flag=True, help="Also say what cachekit clean could free, by stage (slower)."
+    "--clean/--no-clean",
+    "with_clean",
+    default=True,
+    help="Also say what cachekit clean could free, by stage: a dry run.",
 )
 @store_option
 @json_option
@@ -71,7 +74,7 @@ def disk(ctx: click.Context, /, as_json: bool, **options: Any) -> int:
     Examples:
       cachekit disk
       cachekit disk --filesystem /var/lib/docker --top 20
-      cachekit disk --clean
+      cachekit disk --no-clean --scan-seconds 0
       cachekit disk reserve 512M
     """
     if ctx.invoked_subcommand is not None:
@@ -101,8 +104,6 @@ def disk(ctx: click.Context, /, as_json: bool, **options: Any) -> int:
         click.echo(f"reserve: {size(ballast['size'])} in {printable(ballast['path'])}")
     if stages is not None:
         click.echo("\n".join(_stages(stages)))
-    else:
-        click.echo("cachekit disk --clean says what a clean could free", err=True)
     return 0
 
 
