@@ -150,9 +150,15 @@ def _listed(words: str, rules: list[RuleReport], *, reasons: bool) -> list[str]:
 def _verdict(report: CleanReport) -> str:
     if report.dry_run:
         total = sum(rule.expected for rule in report.rules if rule.result == "would-free")
-        return f"dry run: nothing was changed; about {size(total)} would be freed" + (
-            " (the goal is met as it is)" if report.met else ""
-        )
+        missing = sum(item.short_by for item in report.filesystems)
+        end = "the goal would be met"
+        if report.met:
+            end = "the goal is met as it is"
+        elif total < missing:
+            end = f"{size(missing - total)} short of the goal"
+        elif not missing:
+            end = "inodes are not foreseen"  # the goal is about them alone
+        return f"dry run: nothing was changed; about {size(total)} would be freed: {end}"
     done = sum(rule.result in {"freed", "deferred"} for rule in report.rules)
     text = f"freed {size(report.freed)} with {count(done, 'rule')} in {report.seconds:.1f} s: "
     return text + ("the goal is met" if report.met else "the goal is not met")
