@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 
 from cachekit.clean.expand import NotSet, substitute
 from cachekit.clean.model import Command, Done, Found, Rule, Unit
 from cachekit.clean.survey import Surroundings, on_any
+from cachekit.system.holders import Holder
 from cachekit.system.process import run_limited
 
 __all__ = ["run_command", "survey_command"]
 
 #: What a build may be using: emptying Go's cache under a running build breaks it (golang/go#31948).
 _CACHES = frozenset({"package-cache", "build-cache"})
+
+_PAUSE = 0.25
 
 #: No questions, no colours, no pager: nobody is there.
 _QUIET = {
@@ -49,7 +53,7 @@ def survey_command(rule: Rule, around: Surroundings) -> Found:
         if reason:
             return Found("skipped", f"{os.fsdecode(place)}: {reason}")
         # Not for logs: their writer always has them open, and journalctl knows what it may take away.
-        holder = around.holders().of(place) if rule.category in _CACHES else None
+        holder = _user_of(place, around) if rule.category in _CACHES else None
         if holder is not None:
             return Found("blocked", f"{os.fsdecode(place)} is in use: {holder}")
     if around.devices is not None and existing and not _any_on(existing, around.devices):
@@ -57,6 +61,16 @@ def survey_command(rule: Rule, around: Surroundings) -> Found:
     size = sum(map(around.measure, existing)) if around.measure is not None and existing else None
     found.units = [Unit(" ".join(target.arguments).encode("utf-8", "surrogateescape"), size)]
     return found
+
+
+def _user_of(place: bytes, around: Surroundings) -> Holder | None:
+    """Return who uses a cache, after waiting a while for its lock and files to be let go (apt-get waits for no one)."""
+    deadline = time.monotonic() + around.patience
+    while True:
+        holder = around.holders().of(place)
+        if holder is None or time.monotonic() >= deadline:
+            return holder
+        time.sleep(_PAUSE)
 
 
 def _any_on(places: list[bytes], devices: frozenset[int]) -> bool:

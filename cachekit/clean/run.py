@@ -30,6 +30,8 @@ _HOLDERS_SECONDS = 2.0
 #: Finding the largest directories that remain must not take long: the answer is wanted now.
 _CONSUMER_SECONDS = 5.0
 _CONSUMERS = 8
+#: So long a rule waits for a package manager that is at work; then another rule may free what is needed.
+_PATIENCE = 30.0
 
 
 class Run:
@@ -51,6 +53,9 @@ class Run:
             request.environment.runner_roots,
             devices=meter.short_devices() or None,
             measure=self._size if request.dry_run else None,
+            patience=0.0
+            if request.dry_run or request.stage == "emergency"
+            else min(_PATIENCE, request.lock_timeout),
         )
         self._docker = DockerSurroundings(
             now_ns=now_ns(), keep_images=tuple(request.keep_images), dry_run=request.dry_run

@@ -28,7 +28,7 @@ class Surroundings:
     """What a survey is told. ``devices``: filesystems that are short of space; None for any.
 
     ``holders``: gives a fresh enough look at who uses what. ``measure``: sizes are wanted even where nothing depends on
-    them.
+    them. ``patience``: how many seconds to wait for a package manager's cache that is in use.
     """
 
     variables: Mapping[str, tuple[str, ...]]
@@ -39,6 +39,7 @@ class Surroundings:
     runner_roots: tuple[bytes, ...] = ()
     devices: frozenset[int] | None = None
     measure: Callable[[bytes], int] | None = None
+    patience: float = 0.0
     #: Directories in which patterns looked: a killed run's trash may lie there.
     visited: set[bytes] = field(default_factory=set)
 

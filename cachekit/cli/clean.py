@@ -97,7 +97,7 @@ __all__ = ["clean"]
     default=60.0,
     show_default="60",
     metavar="SECONDS",
-    help="How long to wait for another clean on this machine.",
+    help="How long to wait for another clean, and (30 at most) for a package manager at work.",
 )
 @soft_fail
 @json_option

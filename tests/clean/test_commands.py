@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,11 +31,11 @@ def script(scene: Scene, text: str) -> str:
 
 
 def run(
-    scene: Scene, *command: str, code: int = 7, timeout: str = "30s", **rule: object
+    scene: Scene, *command: str, code: int = 7, timeout: str = "30s", patience: float = 0, **rule: object
 ) -> dict[str, object]:
     """Carry out one rule with this command and return its report."""
     scene.rules["it"] = {"command": list(command), "timeout": timeout, **rule}
-    return outcome(scene.report(code=code), "it")
+    return outcome(scene.report(f"--lock-timeout={patience}", code=code), "it")
 
 
 def test_freed_by_statvfs(scene: Scene) -> None:
@@ -194,6 +196,25 @@ def test_frees_in_use(scene: Scene, category: str) -> None:
         rule = run(scene, "rm", "-rf", str(folder), frees=[str(folder)], category=category)
     assert rule["result"] == "blocked"
     assert f"(pid {os.getpid()})" in str(rule["reason"])
+
+
+def test_frees_in_use_for_a_moment(scene: Scene) -> None:
+    """A package manager that is at work is waited for, as long as other cleans are, and then its cache is emptied."""
+    folder = make_files(scene.root / "cache", 1, MIB)
+    holder = [
+        sys.executable,
+        "-c",
+        f"import time; f = open({str(folder / 'file-0')!r}); print(flush=True); time.sleep(1)",
+    ]
+    with subprocess.Popen(holder, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        rule = run(
+            scene, "rm", str(folder / "file-0"), frees=[str(folder)], category="package-cache", patience=40
+        )
+        assert process.wait() == 0
+    assert rule["result"] == "freed"
+    assert rule["freed"] == MIB
 
 
 def test_logs_that_are_open(scene: Scene) -> None:
