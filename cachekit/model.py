@@ -25,6 +25,7 @@ __all__ = [
     "SaveStatus",
     "Target",
     "VerifyReport",
+    "format_size",
     "parse_size",
 ]
 
@@ -161,6 +162,15 @@ def parse_size(text: str) -> int:
     # Whole numbers only: a float would round what is above 8 PiB.
     part = int(fraction or "0") * factor // int("1" + "0" * len(fraction))
     return int(whole) * factor + part
+
+
+def format_size(value: float) -> str:
+    """Return bytes as people read them, in powers of 1024: ``512 B``, ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
 
 
 SaveStatus = Literal["saved", "exists", "in-progress"]

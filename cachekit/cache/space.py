@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from cachekit.errors import NoSpace
+from cachekit.model import format_size
 from cachekit.system.space import FreeSpace
 
-__all__ = ["human", "require"]
-
-
-def human(size: int) -> str:
-    """Return a size as people read it, in powers of 1024."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+__all__ = ["require"]
 
 
 def require(
@@ -32,9 +23,10 @@ def require(
     have = free.available
     if need + min_free > have:
         short = need + min_free - have
-        kept = f" and keep {human(min_free)} free" if min_free else ""
+        kept = f" and keep {format_size(min_free)} free" if min_free else ""
         raise NoSpace(
-            f"not enough space to {what}: need {human(need)}{kept}, have {human(have)}, short by {human(short)}",
+            f"not enough space to {what}: need {format_size(need)}{kept}, have {format_size(have)}, "
+            f"short by {format_size(short)}",
             path=path,
             hint=hint,
             need=need,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from cachekit.clean.model import Amount, Goal
 from cachekit.errors import InvalidRequest
-from cachekit.model import parse_size
+from cachekit.model import format_size, parse_size
 from cachekit.system.space import Room
 
-__all__ = ["Need", "needs", "parse_amount", "parse_goal", "parse_percent", "words"]
+__all__ = ["Need", "in_words", "needs", "parse_amount", "parse_goal", "parse_percent", "words"]
 
 
 def parse_percent(text: str) -> float:
@@ -104,11 +104,9 @@ def words(goal: Goal) -> str:
 
 
 def _amount(amount: Amount) -> str:
-    if amount.percent is not None:
-        return f"{amount.percent:g}%"
-    value = float(amount.number)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"
+    return in_words(amount.number) if amount.percent is None else f"{amount.percent:g}%"
+
+
+def in_words(number: int) -> str:
+    """Return bytes as people say a goal: ``20 GiB``, not ``20.0 GiB``."""
+    return format_size(number).replace(".0 ", " ")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cachekit.clean.environment import Environment, choose_plan, look_around
-from cachekit.clean.goals import Need, needs, words
+from cachekit.clean.goals import Need, in_words, needs, words
 from cachekit.clean.model import Goal, Plan, Stage
 from cachekit.clean.plan.file import load
 from cachekit.clean.protect import Protection, interpreter_places
@@ -138,7 +138,7 @@ def prepare(wish: Wish, environ: Mapping[str, str] | None = None) -> CleanReques
         device = next((item.room.device for item in filesystems if item.pool == pool), room(place).device)
         old = asked.get(device, Need())
         asked[device] = Need(max(old.available, wish.extra_bytes), old.inodes)
-        said = " and ".join(filter(None, [said, f"{_human(wish.extra_bytes)} free for the save"]))
+        said = " and ".join(filter(None, [said, f"{in_words(wish.extra_bytes)} free for the save"]))
     return CleanRequest(
         wish.stage,
         plan,
@@ -155,12 +155,3 @@ def prepare(wish: Wish, environ: Mapping[str, str] | None = None) -> CleanReques
         lock_timeout=wish.lock_timeout,
         ballast_directories=[os.fsdecode(item.mount) for item in filesystems],
     )
-
-
-def _human(size: int) -> str:
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"

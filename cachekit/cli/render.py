@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cachekit.errors import CachekitError
+from cachekit.model import format_size as size
 
 __all__ = ["count", "details", "error_lines", "plain", "printable", "size", "to_json"]
 
@@ -43,15 +44,6 @@ def printable(value: object) -> str:
     if text.lstrip().startswith("::"):
         text = "\\" + text.lstrip()
     return text
-
-
-def size(value: float) -> str:
-    """Return bytes as people read them."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

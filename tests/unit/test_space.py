@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachekit.cache.space import human, require
+from cachekit.cache.space import require
 from cachekit.errors import NoSpace
 from cachekit.system.space import FreeSpace
 
@@ -50,12 +50,3 @@ def test_message() -> None:
     assert caught.value.message == (
         "not enough space to save: need 3.0 MiB and keep 1.0 MiB free, have 1.0 MiB, short by 3.0 MiB"
     )
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 << 29, "2.5 GiB"), (1 << 50, "1024.0 TiB")],
-)
-def test_human(size: int, text: str) -> None:
-    """Sizes are told in powers of 1024."""
-    assert human(size) == text
