@@ -19,6 +19,7 @@ from cachekit.clean.survey import Surroundings, survey_paths
 from cachekit.disk.reserve import ballasts, release
 from cachekit.disk.usage import usage
 from cachekit.errors import CachekitError
+from cachekit.model import format_size
 from cachekit.system.clock import now_ns
 from cachekit.system.holders import Holders
 from cachekit.system.workers import worker_count
@@ -205,7 +206,7 @@ class Run:
         else:
             outcome.result, outcome.reason = "freed", "not all of it is shown as free yet"
             self._report.waiting = (
-                f"waiting for the filesystem: it does not show {self._meter.owed} bytes that were removed "
+                f"waiting for the filesystem: it does not show {format_size(self._meter.owed)} that were removed "
                 "(snapshots, shared blocks or another writer can hold them)"
             )
 

@@ -252,7 +252,7 @@ def test_conditions_on_size_and_number_hold_for_docker_too(fake: FakeEngine, tmp
     made = Rule("r", "docker", Docker("images"), when=Conditions(larger=10, keep=1))
     found = survey(made, around(fake, tmp_path))
     assert [unit.name for unit in found.units] == [b"b:1"]
-    assert reasons(found.left) == {"a:1": "only 5 bytes", "c:1": "among the newest 1"}
+    assert reasons(found.left) == {"a:1": "only 5 B", "c:1": "among the newest 1"}
 
 
 @pytest.mark.parametrize("action", DOCKER_ACTIONS)

@@ -9,6 +9,7 @@ from cachekit.clean.docker.state import GoneError, StaysError, Task
 from cachekit.clean.model import Docker, Found, Unit
 from cachekit.engine.client import Engine, EngineRefused
 from cachekit.engine.outcome import EngineUnavailable
+from cachekit.model import format_size
 from cachekit.system.space import free_space
 
 __all__ = ["remove_build_cache", "survey_build_cache"]
@@ -34,7 +35,7 @@ def survey_build_cache(task: Task) -> Found:
         bound = max(target.reserved or 0, target.max_used or 0)
         held = sum(record.size for record in records)
         if target.min_free is None and bound and held <= bound:
-            found.left.append((name, f"{held} bytes, which may stay"))
+            found.left.append((name, f"{format_size(held)}, which may stay"))
         else:
             size = sum(record.size for record in records if not record.in_use and not record.shared)
             found.units.append(Unit(name, max(0, size - bound)))

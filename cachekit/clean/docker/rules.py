@@ -18,6 +18,7 @@ from cachekit.clean.docker.state import DockerSurroundings, GoneError, StaysErro
 from cachekit.clean.model import Docker, Done, Found, Rule, Unit
 from cachekit.engine.client import EngineRefused
 from cachekit.engine.outcome import EngineUnavailable
+from cachekit.model import format_size
 
 __all__ = ["DockerSurroundings", "carry_out", "survey"]
 
@@ -100,7 +101,7 @@ def _narrow(rule: Rule, found: Found) -> None:
     if larger is not None:
         for unit in found.units:
             if unit.size is None or unit.size <= larger:
-                told = "its size is unknown" if unit.size is None else f"only {unit.size} bytes"
+                told = "its size is unknown" if unit.size is None else f"only {format_size(unit.size)}"
                 found.left.append((unit.name, told))
         found.units = [unit for unit in found.units if unit.size is not None and unit.size > larger]
     if keep:
