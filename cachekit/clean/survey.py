@@ -19,6 +19,9 @@ from cachekit.system.space import pool_of
 
 __all__ = ["Surroundings", "busy_runner", "on_any", "survey_paths"]
 
+#: Why a unit stays that the rule does not mean.
+_NEW, _SMALL = "too new", "too small"
+
 #: From so many units on it pays to know which are small: then those of up to so many names are looked into.
 _MANY, _SMALL_NAMES = 8, 500
 
@@ -54,36 +57,39 @@ def survey_paths(rule: Rule, around: Surroundings) -> Found:
         return Found("not-applicable", str(error))
     around.visited.update(expansion.parents)
     found = Found("ready", left=list(expansion.refused))
-    young = 0
+    new = small = 0
     for path in expansion.paths:
-        reason = _unfit(path, rule.when, around)
-        if reason is None:
-            unit, reason = _look_at(path, rule.when, around, many=len(expansion.paths) > _MANY)
-            if unit is not None:
-                found.units.append(unit)
-            elif reason is None:
-                young += 1
-        if reason:
-            found.left.append((path, reason))
+        verdict: Unit | str | None = _unfit(path, rule.when, around)
+        if verdict is None:
+            verdict = _look_at(path, rule.when, around, many=len(expansion.paths) > _MANY)
+        if isinstance(verdict, Unit):
+            found.units.append(verdict)
+        elif verdict == _NEW:
+            new += 1
+        elif verdict == _SMALL:
+            small += 1
+        elif verdict:
+            found.left.append((path, verdict))
     if rule.when.git_ignored and found.units:
         _keep_tracked(found, around.workspace)
     found.units.sort(key=lambda unit: (unit.newest_ns or 0, unit.name))
-    if rule.when.keep is not None:
-        young += len(found.units[-rule.when.keep :]) if rule.when.keep else 0
-        found.units = found.units[: max(0, len(found.units) - rule.when.keep)]
+    # Those that are too new for the rule are newer than all others, so they are the first of those to be kept.
+    kept = min(len(found.units), max(0, (rule.when.keep or 0) - new))
+    found.units = found.units[: len(found.units) - kept]
     found.paths = [unit.name for unit in found.units]
     if not found.units:
-        _say_why_nothing(found, young, len(expansion.paths))
+        _say_why_nothing(found, {_NEW: new, _SMALL: small, "to be kept": kept})
     return found
 
 
-def _say_why_nothing(found: Found, young: int, matched: int) -> None:
+def _say_why_nothing(found: Found, staying: Mapping[str, int]) -> None:
     if found.left:
         path, reason = found.left[0]
         more = f" (and {len(found.left) - 1} more)" if len(found.left) > 1 else ""
         found.state, found.reason = "blocked", f"{os.fsdecode(path)}: {reason}{more}"
-    elif matched:
-        found.state, found.reason = "skipped", f"{young} there, too new, too small or to be kept"
+    elif any(staying.values()):
+        said = ", ".join(f"{number} {why}" for why, number in staying.items() if number)
+        found.state, found.reason = "skipped", said
     else:
         found.state, found.reason = "stale", "nothing there"
 
@@ -120,32 +126,30 @@ def on_any(path: bytes, info: os.stat_result, devices: Collection[int] | None) -
         return False
 
 
-def _look_at(
-    path: bytes, when: Conditions, around: Surroundings, *, many: bool
-) -> tuple[Unit | None, str | None]:
-    """Return the unit if age and size allow it; (None, None) if it is too new or too small; else why it stays."""
+def _look_at(path: bytes, when: Conditions, around: Surroundings, *, many: bool) -> Unit | str:
+    """Return the unit if age and size allow it; else why it stays; an empty text if it is gone."""
     if when.older is None and when.larger is None and when.keep is None:
         # Looking into it costs as much as removing it: the filesystem will tell what it was.
         if around.measure is not None:
-            return Unit(path, around.measure(path)), None
-        return Unit(path, _small(path) if many else None), None
+            return Unit(path, around.measure(path))
+        return Unit(path, _size_of_small(path) if many else None)
     limit = None if when.older is None else around.now_ns - int(when.older * 1e9)
     try:
         seen = look(path, not_after_ns=limit)
     except FileNotFoundError:
-        return None, ""
+        return ""
     except OSError as error:
-        return None, f"cannot be looked at: {error.strerror}"
+        return f"cannot be looked at: {error.strerror}"
     if seen.problem:
-        return None, seen.problem
+        return seen.problem
     if limit is not None and seen.newest_ns > limit:
-        return None, None
+        return _NEW
     if when.larger is not None and seen.size < when.larger:
-        return None, None
-    return Unit(path, seen.size, seen.newest_ns), None
+        return _SMALL
+    return Unit(path, seen.size, seen.newest_ns)
 
 
-def _small(path: bytes) -> int | None:
+def _size_of_small(path: bytes) -> int | None:
     """Return the size of what is looked through in no time, None for the rest: small units are removed in lots."""
     try:
         seen = look(path, most=_SMALL_NAMES)

@@ -167,6 +167,18 @@ def test_keep(scene: Scene) -> None:
     assert names(scene) == ["b", "c"]
 
 
+def test_keep_counts_what_is_too_new(scene: Scene) -> None:
+    """The newest so many are those of all, also of the ones that are too new to go anyway."""
+    for name in "abc":
+        make_files(scene.root / "units" / name)
+        time.sleep(0.02)
+    time.sleep(1.5)
+    for name in "de":
+        make_files(scene.root / "units" / name)
+    clean(scene, {"keep": 3, "older": "1s"})
+    assert names(scene) == ["c", "d", "e"]
+
+
 def test_keep_more_than_there_are(scene: Scene) -> None:
     """Where no more are there than are to be kept, all stay."""
     make_files(scene.root / "units" / "a")
