@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -118,7 +119,7 @@ class Packer:
                                 and now.st_size == (size if segments is None else real)
                             )
                         except OSError as error:
-                            _judge(error, path)
+                            _judge(error, path, self._root_fds[root_number], directory, name)
                             same = False
                         if not same:
                             member, reason = self._read_again(member, directory, root_number, path, position)
@@ -163,7 +164,7 @@ class Packer:
                 finally:
                     os.close(dir_fd)
             except OSError as error:
-                return None, _judge(error, path)
+                return None, _judge(error, path, self._root_fds[root_number], directory, name)
             try:
                 before = os.fstat(fd)
                 if not stat.S_ISREG(before.st_mode):
@@ -179,7 +180,7 @@ class Packer:
                 try:
                     count = _read_on(fd, self._view[start : start + size], 0)
                 except OSError as error:
-                    return None, _judge(error, path)
+                    return None, _judge(error, path, self._root_fds[root_number], directory, name)
                 if count == size and _same(before, os.fstat(fd)):
                     return (
                         name,
@@ -235,7 +236,7 @@ class Packer:
             finally:
                 os.close(fd)
         except OSError as error:
-            return UNSTABLE, path, _judge(error, path)
+            return UNSTABLE, path, _judge(error, path, self._root_fds[root_number], directory, name)
         expected = (inode, size if segments is None else real, mtime_ns, ctime_ns)
         if count != length or (now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns) != expected:
             # Other parts may be on their way already: only reading the whole file anew gives one state of it.
@@ -290,12 +291,17 @@ def _same(a: os.stat_result, b: os.stat_result) -> bool:
     )
 
 
-def _judge(error: OSError, path: bytes) -> str:
+def _judge(error: OSError, path: bytes, root_fd: int, directory: bytes, name: bytes) -> str:
     """Return why a file is not there as it was; raise SourceUnreadable if it is there and cannot be read."""
     if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}:
         return "vanished"
     if error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ESPIPE, errno.EAGAIN}:
         return "is no regular file any more"
+    if error.errno == errno.EIO:
+        # FUSE answers so for a file that has become something else while it was open.
+        with contextlib.suppress(OSError):
+            if not stat.S_ISREG(os.lstat(os.path.join(directory, name), dir_fd=root_fd).st_mode):
+                return "is no regular file any more"
     raise SourceUnreadable(f"cannot read a file: {error.strerror}", path=path, errno=error.errno) from None
 
 

@@ -190,7 +190,7 @@ def test_for_save_is_the_goal(scene: Scene) -> None:
     report = scene.report("--stage=post", "--for-save=wanted", "--store", scene.root / "store")
     need = next(item["need"] for item in report["filesystems"] if item["mount"] == str(scene.root))
     assert 8 * MIB < need < 8.2 * MIB
-    assert report["goal"] == f"{need / MIB:.4g} MiB free for the save"
+    assert report["goal"] == f"{need / MIB:.1f} MiB free for the save"
     assert [(scene.root / name).exists() for name in "ab"] == [False, True]
     assert scene.report("--stage=post", "--for-save=wanted", "--store", scene.root / "store")["already_met"]
 
