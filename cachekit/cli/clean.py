@@ -111,7 +111,7 @@ def clean(as_json: bool, background: bool, wait: bool, **options: Any) -> int:
     \b
     Examples:
       cachekit clean --stage pre --dry-run
-      sudo cachekit clean --stage pre --free 20G --keep dotnet
+      sudo -E env "PATH=$PATH" cachekit clean --free 20G --keep dotnet
       cachekit clean --stage post --for-save node_modules --for-save ~/.npm
       cachekit clean --stage cron --below 80% --until 70%
     """
