@@ -93,8 +93,8 @@ def test_a_link_is_a_unit_itself(tmp_path: Path) -> None:
 def test_a_root_that_is_a_link(tmp_path: Path) -> None:
     """The fixed part of a pattern may be a link: units are named by their real path."""
     (tmp_path / "disk" / "a").mkdir(parents=True)
-    (tmp_path / "work").symlink_to(tmp_path / "disk")
-    assert found("$X/work/*", X=str(tmp_path)) == [str(tmp_path / "disk" / "a")]
+    (tmp_path / "linked").symlink_to(tmp_path / "disk")
+    assert found("$X/linked/*", X=str(tmp_path)) == [str(tmp_path / "disk" / "a")]
 
 
 def test_within(tmp_path: Path) -> None:

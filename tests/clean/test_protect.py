@@ -21,7 +21,7 @@ NEVER = (
     "/usr/bin /usr/bin/python3 /usr/lib /usr/lib/python3 /usr/lib/jvm /usr/local /usr/local/bin /usr/local/lib "
     "/usr/local/lib/python3.11 /usr/local/share /usr/sbin /usr/share /var /var/cache /var/lib /var/lib/docker "
     "/var/lib/docker/overlay2 /var/lib/docker/tmp /var/lib/dpkg/status /var/lib/postgresql /var/log /var/spool/cron "
-    "/var/tmp /work/project/.git /work/project/.git/objects"
+    "/var/tmp /data/project/.git /data/project/.git/objects"
 ).split()
 MAY = (
     "/home/alice/project/dist /opt/hostedtoolcache/CodeQL /tmp/old /usr/local/.ghcup /usr/local/lib/android "

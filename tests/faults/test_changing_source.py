@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from cachekit.archive.pack import _judge
+from cachekit.errors import SourceUnreadable
 from tests.faults.hammer import hammering
 from tests.faults.scenes import (
     MIB,
@@ -248,3 +251,19 @@ def test_a_file_that_outgrows_its_frame(
     restored(store, tmp_path / "out", "k-1")
     (disk.backing / "tree" / "victim").unlink()
     assert_same_tree(disk.backing / "tree", tmp_path / "out" / "tree", ignore=["root", "mtime_ns"])
+
+
+@pytest.mark.parametrize("change", [become_fifo, become_directory, become_symlink])
+def test_an_io_error_of_what_is_no_file_any_more(change: Callable[[Path], None], tmp_path: Path) -> None:
+    """FUSE answers EIO for an open file that became something else: that is a change, and EIO of a file is an error."""
+    path = tmp_path / "victim"
+    path.write_bytes(b"x")
+    error = OSError(errno.EIO, "Input/output error")
+    root = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(SourceUnreadable):
+            _judge(error, b"tree/victim", root, b".", b"victim")
+        change(path)
+        assert _judge(error, b"tree/victim", root, b".", b"victim") == "is no regular file any more"
+    finally:
+        os.close(root)

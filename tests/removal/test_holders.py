@@ -32,7 +32,7 @@ if how == "mapped":
 if how == "current directory": os.chdir(path)
 if how == "socket": kept = socket.socket(socket.AF_UNIX); kept.bind(path)
 if how == "deleted": kept = open(path); os.unlink(path)
-if how == "root directory": os.chroot(path); os.chdir("/")
+if how == "root directory": os.chroot(path)  # the current directory stays outside
 print("ready", flush=True)
 time.sleep(60)
 """
@@ -90,7 +90,7 @@ def test_a_root_directory_is_found(tmp_path: Path) -> None:
     with held("root directory", tmp_path) as pid:
         found = Holders.scan().of(os.fsencode(tmp_path))
         assert found is not None
-        assert found.pid == pid
+        assert (found.pid, found.how) == (pid, "root directory")
 
 
 def test_what_this_process_has_open_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +162,20 @@ def test_a_socket_in_another_network_namespace(tmp_path: Path) -> None:
         holders = Holders.scan()
         assert holders.of(os.fsencode(tmp_path)) is not None
         assert holders.sockets.has(path.lstat(), b"s")
+
+
+@requires("bind")
+def test_a_socket_of_a_container(tmp_path: Path) -> None:
+    """A socket bound in another network and by another path is found where it lies here."""
+    tree = make_tree(tmp_path / "tree", {"sub": {}})
+    point = make_tree(tmp_path / "point", {})
+    script = 'mount --bind "$1" "$2" && exec "$3" -c "$4" socket "$2/sub/s"'
+    command = ["unshare", "--net", "--mount", "--propagation=private", "sh", "-c", script, "sh"]
+    with start([*command, tree, point, sys.executable, HOLD]):
+        wait_until((tree / "sub" / "s").exists, "the socket is bound")
+        found = Holders.scan().of(os.fsencode(tree / "sub"))
+        assert found is not None
+        assert found.how == "socket"
 
 
 def test_many_questions_are_cheap(tmp_path: Path) -> None:
