@@ -17,12 +17,14 @@ __all__ = [
     "STAGING_PREFIX",
     "EntryIdentity",
     "Key",
+    "Namespace",
     "Platform",
     "RestoreReport",
     "RestoreStatus",
     "RootName",
     "SaveReport",
     "SaveStatus",
+    "StoreAddress",
     "Target",
     "VerifyReport",
     "format_size",
@@ -83,6 +85,68 @@ class Key:
     def family(self) -> str:
         """The key up to its last ``-``: entries of one family are expected to resemble each other."""
         return self.text.rpartition("-")[0] or self.text
+
+
+#: Directories of a namespace: no namespace may be called like one, for it would lie among them.
+STORE_DIRECTORIES = ("entries", "used", "tmp", "quarantine", "locks", "events", "pinned")
+_NAMESPACE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_MAX_NAMESPACE_PARTS = 8
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Namespace:
+    """A part of a store with entries of its own, like ``project/env/service``: 1 to 8 names between slashes.
+
+    A last name that begins with ``@`` is a scope: a part of the namespace before it for jobs that are not trusted. Only
+    ``scoped`` makes one, so no job reads or writes it by naming a namespace.
+    """
+
+    text: str = "default"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a namespace, saying why."""
+        plain, _, scope = self.text.partition("/@")
+        parts = plain.split("/")
+        for part in [*parts, scope] if "/@" in self.text else parts:
+            if not _NAMESPACE_PART.fullmatch(part) or part in STORE_DIRECTORIES:
+                raise InvalidRequest(
+                    f"{part!r} cannot be part of a namespace",
+                    found=self.text,
+                    expected="names of letters, digits, '.', '_' and '-', at most 64 of them, between slashes; none of "
+                    + ", ".join(STORE_DIRECTORIES),
+                )
+        if len(parts) > _MAX_NAMESPACE_PARTS:
+            raise InvalidRequest(
+                "the namespace has too many parts",
+                found=self.text,
+                expected=f"at most {_MAX_NAMESPACE_PARTS}",
+            )
+
+    @property
+    def scope(self) -> str | None:
+        """The scope's name, None for a namespace of trusted jobs."""
+        plain, at, scope = self.text.partition("/@")
+        return scope if at and plain else None
+
+    def scoped(self, scope: str) -> Namespace:
+        """Return the part of this namespace that ``scope`` writes to. Raises InvalidRequest for a bad name."""
+        return Namespace(f"{self.text}/@{scope}")
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """Which store is meant and which part of it: a directory and a namespace."""
+
+    path: str
+    namespace: Namespace = Namespace()
+
+    @classmethod
+    def of(cls, address: StoreAddress | str) -> StoreAddress:
+        """Return the address; a bare path means its default namespace."""
+        return address if isinstance(address, StoreAddress) else cls(address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cachekit.archive.names import find_roots, targets_of
 from cachekit.archive.walk import Walk
 from cachekit.errors import NothingMatched
-from cachekit.model import Key
+from cachekit.model import Key, StoreAddress
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import this_platform
 
@@ -57,7 +57,7 @@ def places_of(paths: Sequence[str], root: str | None) -> list[bytes]:
 
 
 def estimate_save(
-    paths: Sequence[str], store: str, *, root: str | None = None, key: str | None = None
+    paths: Sequence[str], store: StoreAddress | str, *, root: str | None = None, key: str | None = None
 ) -> Estimate:
     """Return what saving ``paths`` needs, from one walk; nothing is read or written.
 

@@ -13,6 +13,7 @@ from cachekit.archive.format import KIND_NAMES, LINK_KINDS
 from cachekit.archive.read import Archive, open_archive
 from cachekit.cache.verify import entries_of, is_file_argument, is_path
 from cachekit.errors import Missed
+from cachekit.model import StoreAddress
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import this_platform
 
@@ -34,7 +35,7 @@ class EntryLine:
     problem: str | None = None
 
 
-def list_entries(store: str, prefix: str = "") -> list[EntryLine]:
+def list_entries(store: StoreAddress | str, prefix: str = "") -> list[EntryLine]:
     """Return the entries whose key begins with ``prefix``, newest first. Raises StoreUnavailable."""
     lines = []
     for candidate in DirectoryStore(store).candidates(prefix, None):
@@ -59,7 +60,7 @@ def list_entries(store: str, prefix: str = "") -> list[EntryLine]:
     return lines
 
 
-def find_archive(name: str, store: str) -> bytes:
+def find_archive(name: str, store: StoreAddress | str) -> bytes:
     """Return the path of the archive that a KEY or FILE argument means. Raises Missed, InvalidRequest."""
     if not is_path(name):
         found = list(entries_of(DirectoryStore(store), name))

@@ -32,7 +32,7 @@ from cachekit.errors import (
     Unreadable,
     Unsupported,
 )
-from cachekit.model import STAGED, Key, Platform, RestoreReport, RestoreStatus, Target
+from cachekit.model import STAGED, Key, Platform, RestoreReport, RestoreStatus, StoreAddress, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import this_platform
 from cachekit.system.locks import claim
@@ -60,7 +60,7 @@ class RestoreRequest:
     """
 
     key: str
-    store: str
+    store: StoreAddress | str
     restore_keys: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     root: str | None = None

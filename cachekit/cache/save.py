@@ -28,7 +28,7 @@ from cachekit.errors import (
     SourceChanged,
     Unreadable,
 )
-from cachekit.model import EntryIdentity, Key, SaveReport, Target
+from cachekit.model import EntryIdentity, Key, SaveReport, StoreAddress, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import host_name, now_ns, python_version, this_platform
 from cachekit.system.locks import claim
@@ -52,7 +52,7 @@ class SaveRequest:
 
     key: str
     paths: list[str]
-    store: str
+    store: StoreAddress | str
     root: str | None = None
     level: int = 3
     excludes: list[str] = field(default_factory=list)

@@ -12,7 +12,7 @@ from cachekit.archive.check import check_members
 from cachekit.archive.extract import Progress, check_contents, check_frames
 from cachekit.archive.read import Archive, open_archive
 from cachekit.errors import CachekitError, InvalidRequest, Refused, Unreadable
-from cachekit.model import Key, VerifyReport
+from cachekit.model import Key, StoreAddress, VerifyReport
 from cachekit.store.directory import Candidate, DirectoryStore
 from cachekit.store.layout import ENTRY_NAME
 from cachekit.system.workers import worker_count
@@ -28,7 +28,7 @@ class VerifyRequest:
     """What to verify: keys and files as given, or ``every`` entry of the store."""
 
     names: list[str]
-    store: str
+    store: StoreAddress | str
     every: bool = False
     depth: Depth = "contents"
     progress: Progress | None = field(default=None)

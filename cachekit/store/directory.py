@@ -18,7 +18,7 @@ from typing import Literal
 from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.seal import Seal
 from cachekit.errors import CachekitError, Damaged, NoSpace, StoreUnavailable
-from cachekit.model import EntryIdentity, Key, safe_prefix
+from cachekit.model import EntryIdentity, Key, StoreAddress, safe_prefix
 from cachekit.store import layout
 from cachekit.system.clock import now_ns
 from cachekit.system.files import open_directory
@@ -59,11 +59,13 @@ class Saver:
 
 
 class DirectoryStore:
-    """The store at ``path``. Opening makes nothing; ``prepare`` makes what a save needs."""
+    """One namespace of the store at an address. Opening makes nothing; ``prepare`` makes what a save needs."""
 
-    def __init__(self, path: str) -> None:
-        self.path = os.path.abspath(os.path.expanduser(path))
-        self._base = os.path.join(self.path, layout.VERSION, layout.NAMESPACE)
+    def __init__(self, address: StoreAddress | str) -> None:
+        address = StoreAddress.of(address)
+        self.path = os.path.abspath(os.path.expanduser(address.path))
+        self.namespace = address.namespace
+        self._base = layout.base_of(self.path, self.namespace)
 
     def directory(self, name: str) -> str:
         return os.path.join(self._base, name)
@@ -74,7 +76,7 @@ class DirectoryStore:
     def prepare(self) -> None:
         """Make the store if it is missing, and remove what killed savers left. Raises StoreUnavailable, NoSpace."""
         with self._trouble("make"):
-            layout.create(self.path)
+            layout.create(self.path, self.namespace)
         self.sweep()
 
     def sweep(self) -> int:
