@@ -65,9 +65,10 @@ def _line(entry: EntryLine) -> str:
     if entry.problem is not None:
         file = printable(entry.entry)
         return f"{'refused':<20}  {size(entry.archive_bytes):>10}  {file}: {printable(entry.problem)}"
+    used = f", used {_when(entry.used_ns)}" if entry.used_ns is not None else ""
     return (
         f"{_when(entry.created_ns)}  {size(entry.archive_bytes):>10}  {entry.files:>7} files  "
-        f"{printable(entry.key)}  ({printable(entry.platform)})"
+        f"{printable(entry.key)}  ({printable(entry.platform)}{used}{', pinned' if entry.pinned else ''})"
     )
 
 

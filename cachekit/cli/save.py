@@ -10,6 +10,7 @@ import click
 
 from cachekit.cache.save import SaveRequest
 from cachekit.cache.save import save as save_entry
+from cachekit.cli.budget import budget_from_environment
 from cachekit.cli.cleaning import gone, rule_line
 from cachekit.cli.options import (
     common,
@@ -23,6 +24,7 @@ from cachekit.cli.options import (
 )
 from cachekit.cli.outputs import warn
 from cachekit.cli.progress import ProgressBar
+from cachekit.cli.prune import after_save
 from cachekit.cli.render import count, printable, size, to_json
 from cachekit.errors import NoSpace
 from cachekit.model import SaveReport
@@ -116,6 +118,7 @@ def save(
       cachekit save --key "venv-$HASH" .venv --exclude __pycache__
     """
     options["paths"], options["excludes"] = list(options["paths"]), list(options["excludes"])
+    budget = budget_from_environment()
     options["wait_seconds"] = wait_timeout if wait else 0.0
     progress = ProgressBar("saving")
     maker = options["make_room"] = _maker(plan, options, progress) if make_room else None
@@ -129,6 +132,8 @@ def save(
     for warning in report.warnings:
         warn(warning)
     click.echo(closing_line(report), err=True)
+    if report.status == "saved":
+        after_save(options["store"], report.entry, budget)
     return 0
 
 

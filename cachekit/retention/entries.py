@@ -60,16 +60,17 @@ class Item:
         return self.used_ns + int(max_age_seconds * (1 + JITTER * share) * _SECOND)
 
 
-def last_use(*told_ns: int, changed_ns: int, now_ns: int) -> int:
-    """Return when an entry was last used, of what clocks have told: the latest, but never later than now.
+def last_use(used_ns: int | None, created_ns: int, *, changed_ns: int, now_ns: int) -> int:
+    """Return when an entry was last used, of what clocks have told; never later than now. In doubt it is in use.
 
-    In doubt it is in use. A time before 2020 cannot be, so then the file's own last change (``changed_ns``) is asked,
-    and if that cannot be either, it was used just now. A time in the future is now. So a clock that was wrong makes an
-    entry stay too long, never go too soon; only ``now_ns`` itself is believed, see ``DirectoryStore.now``.
+    ``used_ns``: the mark of its last use, None if there is none. A mark in the future means now. ``created_ns`` counts
+    if it is later than the mark, but not if it is in the future: whoever saved the entry has marked it right then. A
+    time before 2020 cannot be, so then the file's own last change (``changed_ns``) is asked, and if that cannot be
+    either, it was used just now. So a clock that was wrong makes an entry stay too long, never go too soon; only
+    ``now_ns`` itself is believed, see ``DirectoryStore.now``.
     """
-    moment = max(told_ns)
+    marked = used_ns if used_ns is not None and used_ns >= _EARLIEST_NS else None
+    moment = max(marked or 0, created_ns) if marked is None or created_ns <= now_ns else marked
     if moment < _EARLIEST_NS:
-        moment = max(moment, changed_ns)
-    if moment < _EARLIEST_NS:
-        moment = now_ns
+        moment = changed_ns if changed_ns >= _EARLIEST_NS else now_ns
     return min(moment, now_ns)

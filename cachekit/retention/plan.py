@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cachekit.model import format_size
+from cachekit.model import format_duration, format_size
 from cachekit.retention.budget import Budget
 from cachekit.retention.entries import Item
 from cachekit.retention.quarantine import DAYS, PER_FAMILY, outstayed
@@ -195,7 +195,9 @@ class _Planner:
                 continue
             if item.expires_ns(max_age_seconds) < self._now_ns:
                 unused = (self._now_ns - item.used_ns) / 1e9
-                text = f"not used for {_days(unused)}; the limit is {_days(max_age_seconds)}"
+                text = (
+                    f"not used for {format_duration(unused)}; the limit is {format_duration(max_age_seconds)}"
+                )
                 self._remove(item, "expired", text)
 
     def fit(self, budget: Budget, namespace: str | None) -> None:
@@ -308,9 +310,3 @@ def _newness(item: Item) -> tuple[int, int, tuple[str, str]]:
 def _allocated(items: Iterable[Item] | Sequence[Item]) -> int:
     """Return the bytes of the items' files, each counted once."""
     return sum({item.file: item.allocated for item in items}.values())
-
-
-def _days(seconds: float) -> str:
-    if seconds < 3600:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -19,18 +18,18 @@ from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.seal import Seal
 from cachekit.errors import CachekitError, Damaged, NoSpace, StoreUnavailable
 from cachekit.model import EntryIdentity, Key, StoreAddress, safe_prefix
-from cachekit.store import layout
+from cachekit.retention.quarantine import outstayed
+from cachekit.store import layout, pins, removal
 from cachekit.system.clock import now_ns
 from cachekit.system.files import open_directory
 from cachekit.system.locks import try_lock
 from cachekit.system.publish import TempFile, sweep
 from cachekit.system.space import FreeSpace, free_space
 from cachekit.system.state import state_directory
+from cachekit.system.steps import step
 
 __all__ = ["Candidate", "DirectoryStore", "Saver", "file_name_of"]
 
-_QUARANTINE_NS = 7 * 24 * 3600 * 1_000_000_000
-_QUARANTINE_PER_FAMILY = 2
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -89,26 +88,22 @@ class DirectoryStore:
             finally:
                 os.close(fd)
         with contextlib.suppress(OSError):
+            removed += removal.finish_removals(self._base)
+        with contextlib.suppress(OSError):
             removed += self._sweep_quarantine()
         return removed
 
     def _sweep_quarantine(self) -> int:
-        families: dict[str, list[tuple[int, str]]] = {}
         with os.scandir(self.directory("quarantine")) as entries:
-            for entry in entries:
-                family = re.sub(r"-[^-]*$", "", entry.name.rpartition(".tar.zst")[0].rpartition("-")[0])
-                families.setdefault(family, []).append(
-                    (entry.stat(follow_symlinks=False).st_ctime_ns, entry.path)
-                )
-        oldest = now_ns() - _QUARANTINE_NS
+            found = [
+                (entry.path, layout.family_of(entry.name), entry.stat(follow_symlinks=False).st_ctime_ns)
+                for entry in entries
+            ]
         removed = 0
-        for items in families.values():
-            items.sort(reverse=True)
-            for number, (set_aside_ns, path) in enumerate(items):
-                if number >= _QUARANTINE_PER_FAMILY or set_aside_ns < oldest:
-                    with contextlib.suppress(OSError):
-                        os.unlink(path)
-                        removed += 1
+        for path in outstayed(found, now_ns()):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+                removed += 1
         return removed
 
     @contextlib.contextmanager
@@ -268,6 +263,113 @@ class DirectoryStore:
                 return temp.publish(identity.file_name, fd, replace=replace)
             finally:
                 os.close(fd)
+
+    # Retention
+
+    def now(self) -> int:
+        """Return the time in ns that ages are counted to: the host's, or the store's own where that is earlier.
+
+        Marks of use carry the time of whoever keeps the files, on a shared filesystem the server's.
+        """
+        with contextlib.suppress(OSError):
+            path = os.path.join(self.directory("locks"), "store")
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.utime(fd)
+                return min(now_ns(), os.fstat(fd).st_mtime_ns)
+            finally:
+                os.close(fd)
+        return now_ns()
+
+    @contextlib.contextmanager
+    def prune_lock(self) -> Iterator[bool]:
+        """Hold the right to prune for the time of a block; False if another process has it. Raises StoreUnavailable."""
+        path = os.path.join(self.directory("locks"), "store")
+        with self._trouble("lock"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+        try:
+            yield try_lock(fd)
+        finally:
+            os.close(fd)
+
+    def files(self, name: Literal["entries", "quarantine"]) -> list[tuple[str, os.stat_result]]:
+        """Return the regular files of a directory with what they are, by name. Raises StoreUnavailable."""
+        found = []
+        try:
+            with os.scandir(self.directory(name)) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        if entry.is_file(follow_symlinks=False):
+                            found.append((entry.name, entry.stat(follow_symlinks=False)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise self.explain(error, "read") from None
+        return sorted(found)
+
+    def last_uses(self) -> dict[str, int]:
+        """Return the marks of last use, in ns, by entry. Best effort: what cannot be read is left out."""
+        found = {}
+        with contextlib.suppress(OSError), os.scandir(self.directory("used")) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    found[entry.name] = entry.stat(follow_symlinks=False).st_mtime_ns
+        return found
+
+    def pins(self) -> set[str]:
+        """Return the names of the entries that are pinned. Raises StoreUnavailable: a pin that is unknown is no pin."""
+        with self._trouble("read"):
+            return pins.pinned(self._base)
+
+    def pin(self, name: str) -> bool:
+        """Pin an entry: no budget removes it. False if there is no such entry. Raises StoreUnavailable, NoSpace."""
+        with self._trouble("write to"):
+            return pins.pin(self._base, name)
+
+    def unpin(self, name: str) -> bool:
+        """Take a pin away; False if there was none. Raises StoreUnavailable."""
+        with self._trouble("write to"):
+            return pins.unpin(self._base, name)
+
+    def remove(
+        self, name: str, planned: removal.FileIdentity, *, unused_since: int | None = None
+    ) -> removal.Outcome:
+        """Remove the entry ``name`` if it is the ``planned`` file, not pinned, and not used since ``unused_since``.
+
+        That is a time in ns. A save that replaces the entry meanwhile wins, and so does a pin; readers that have it
+        open finish. Raises OSError.
+        """
+
+        def spare() -> bool:
+            if pins.is_pinned(self._base, name):
+                return True
+            with contextlib.suppress(OSError):
+                marked = os.lstat(os.path.join(self.directory("used"), name)).st_mtime_ns
+                return unused_since is not None and marked > unused_since
+            return False
+
+        outcome = removal.remove_file(self._base, name, planned, spare=spare)
+        if outcome == "removed":
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.directory("used"), name))
+            step("prune.unmarked")
+        return outcome
+
+    def remove_quarantined(self, name: str, planned: removal.FileIdentity) -> removal.Outcome:
+        """Remove a file from quarantine if it is the ``planned`` one; its name was given once. Raises OSError."""
+        path = os.path.join(self.directory("quarantine"), name)
+        try:
+            if removal.FileIdentity.of(os.lstat(path)) != planned:
+                return "replaced"
+            os.unlink(path)
+        except FileNotFoundError:
+            return "gone"
+        return "removed"
+
+    def sweep_marks(self) -> None:
+        """Remove marks of use without an entry, and make removals durable. Best effort."""
+        with contextlib.suppress(OSError):
+            removal.sweep_marks(self._base)
 
     # Setting aside
 

@@ -9,7 +9,16 @@ import re
 from cachekit.errors import InvalidRequest
 from cachekit.model import STORE_DIRECTORIES, Namespace
 
-__all__ = ["ENTRY_NAME", "STRIPES", "VERSION", "base_of", "create", "default_store", "namespaces"]
+__all__ = [
+    "ENTRY_NAME",
+    "STRIPES",
+    "VERSION",
+    "base_of",
+    "create",
+    "default_store",
+    "family_of",
+    "namespaces",
+]
 
 VERSION = "v1"
 STRIPES = 256
@@ -28,6 +37,13 @@ def default_store() -> str:
     if chosen:
         return chosen
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cachekit")
+
+
+def family_of(name: str) -> str:
+    """Return the family that the name of an entry file tells, also in quarantine: the key's safe characters up to its
+    last ``-``. For files whose seal cannot be asked.
+    """
+    return re.sub(r"-[^-]*$", "", name.rpartition(".tar.zst")[0].rpartition("-")[0])
 
 
 def base_of(path: str, namespace: Namespace) -> str:

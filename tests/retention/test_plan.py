@@ -256,10 +256,18 @@ def test_a_clock_set_back_removes_nothing_for_its_age(items: list[Item], now: in
 )
 def test_a_clock_that_was_wrong_never_makes_an_entry_older(sane: int, mad: int, changed: int) -> None:
     """Of two times one of which cannot be, the entry is no older than the sane one says, nor from the future."""
-    for told in ((sane, mad), (mad, sane)):
-        assert sane <= last_use(*told, changed_ns=changed, now_ns=NOW) <= NOW
-    assert changed <= last_use(mad, changed_ns=changed, now_ns=NOW) <= NOW
-    assert last_use(0, changed_ns=0, now_ns=NOW) == NOW
+    for used, created in ((sane, mad), (mad, sane)):
+        assert sane <= last_use(used, created, changed_ns=changed, now_ns=NOW) <= NOW
+    assert changed <= last_use(mad, mad, changed_ns=changed, now_ns=NOW) <= NOW
+    assert last_use(None, sane, changed_ns=0, now_ns=NOW) == sane
+    assert last_use(None, 0, changed_ns=0, now_ns=NOW) == NOW
+
+
+def test_an_entry_saved_by_a_clock_ahead_ages_by_its_mark() -> None:
+    """A time of creation in the future does not keep an entry young for ever, a mark in the future does."""
+    ahead, mark = NOW + 9000 * DAY, NOW - 40 * DAY
+    assert last_use(mark, ahead, changed_ns=NOW, now_ns=NOW) == mark
+    assert last_use(ahead, mark, changed_ns=mark, now_ns=NOW) == NOW
 
 
 # Known stores
