@@ -18,6 +18,7 @@ from cachekit.store.directory import DirectoryStore
 from cachekit.store.holdings import Holding, holdings
 from cachekit.system.settle import settle
 from cachekit.system.space import Room, filesystem_type, room
+from cachekit.telemetry.ledger import sweep as sweep_events
 
 __all__ = ["PruneLine", "PruneReport", "PruneRequest", "prune", "prune_after_save"]
 
@@ -33,13 +34,15 @@ _ROUNDS = 3
 class PruneRequest:
     """What to prune: the store at ``path``, all its namespaces or those named.
 
-    ``budget`` holds over all of them together, ``each`` for a namespace by itself. ``just_written``: (namespace, entry)
+    ``budget`` holds over all of them together, ``each`` for a namespace by itself, ``every`` for each that has none
+    there. ``just_written``: (namespace, entry)
     that are never removed.
     """
 
     path: str
     budget: Budget
     each: Mapping[str, Budget] = field(default_factory=dict)
+    every: Budget | None = None
     namespaces: Sequence[Namespace] | None = None
     dry_run: bool = False
     just_written: frozenset[tuple[str, str]] = frozenset()
@@ -102,6 +105,9 @@ def prune(request: PruneRequest) -> PruneReport:
     begin = time.perf_counter()
     report = PruneReport(os.path.abspath(os.path.expanduser(request.path)), request.dry_run)
     stores = _stores(request, report)
+    if request.every is not None:
+        of_all = dict.fromkeys((store.namespace.text for store in stores), request.every)
+        request = replace(request, each={**of_all, **request.each})
     with contextlib.ExitStack() as stack:
         if not request.dry_run:
             for store in stores:
@@ -146,6 +152,7 @@ def _prune(request: PruneRequest, report: PruneReport, stores: list[DirectorySto
             changed = _execute(by_name, plan, held, lines)
             for store in stores:
                 store.sweep_marks()
+                sweep_events(store.directory("events"), now)
             removed_now = [line for line in lines if line.result == "removed"]
             report.removed_bytes += changed
             report_room = _settled(stores[0], report_room, changed)
@@ -304,7 +311,7 @@ def prune_after_save(
         address.path,
         budget,
         dict(each or {}),
-        [address.namespace] if address.namespace.scope else None,
+        namespaces=[address.namespace] if address.namespace.scope else None,
         just_written=frozenset({(address.namespace.text, entry)}),
     )
     report = PruneReport(address.path, dry_run=False)

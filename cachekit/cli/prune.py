@@ -10,6 +10,7 @@ import click
 from cachekit.cache.prune import PruneLine, PruneReport, PruneRequest, prune_after_save
 from cachekit.cache.prune import prune as prune_store
 from cachekit.cli.budget import budget_of, budget_options
+from cachekit.cli.events import record_prune
 from cachekit.cli.options import common, json_option, soft_fail, store_option
 from cachekit.cli.outputs import warn
 from cachekit.cli.render import count, printable, size, to_json
@@ -63,12 +64,9 @@ def prune(
     chosen = [Namespace(name) for name in namespaces] or None
     request = PruneRequest(StoreAddress.of(store).path, limits, namespaces=chosen, dry_run=dry_run)
     if each:
-        from cachekit.store.layout import namespaces as all_namespaces
-
-        there = all_namespaces(os.path.abspath(os.path.expanduser(request.path)))
-        request.each = {name.text: limits for name in chosen or there}
-        request.budget = Budget(keep_last=limits.keep_last)
+        request.budget, request.every = Budget(keep_last=limits.keep_last), limits
     report = prune_store(request)
+    record_prune(report)
     _tell(report, as_json=as_json)
     if report.busy:
         return 0
@@ -160,6 +158,7 @@ def after_save(store: StoreAddress | str, entry: str, budget: Budget) -> None:
     report = prune_after_save(StoreAddress.of(store), budget, entry)
     if report is None:
         return
+    record_prune(report)
     for warning in report.warnings:
         warn(warning)
     for one in report.short:

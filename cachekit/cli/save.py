@@ -12,6 +12,7 @@ from cachekit.cache.save import SaveRequest
 from cachekit.cache.save import save as save_entry
 from cachekit.cli.budget import budget_from_environment
 from cachekit.cli.cleaning import gone, rule_line
+from cachekit.cli.events import failures, record_save
 from cachekit.cli.options import (
     common,
     json_option,
@@ -124,7 +125,8 @@ def save(
     maker = options["make_room"] = _maker(plan, options, progress) if make_room else None
     request = SaveRequest(progress=progress, **options)
     try:
-        report = _save(request, maker)
+        with failures("save", request.key, request.store, request.family):
+            report = _save(request, maker)
     finally:
         progress.close()
     if as_json:
@@ -132,6 +134,7 @@ def save(
     for warning in report.warnings:
         warn(warning)
     click.echo(closing_line(report), err=True)
+    record_save(request.store, report, request.family)
     if report.status == "saved":
         after_save(options["store"], report.entry, budget)
     return 0

@@ -44,9 +44,7 @@ class Shelf:
     @property
     def store_address(self) -> StoreAddress:
         """Where it is."""
-        plain, _, scope = self.namespace.partition("/@")
-        namespace = Namespace(plain).scoped(scope) if scope else Namespace(plain)
-        return StoreAddress(str(self.root), namespace)
+        return StoreAddress(str(self.root), Namespace(self.namespace))
 
     @property
     def store(self) -> DirectoryStore:
