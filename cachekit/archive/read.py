@@ -72,6 +72,7 @@ class Archive:
         self._seal: Seal | None = None
         self._tail: sealing.Tail | None = None
         self._index: Index | None = None
+        self._packed_index = b""
         self._offsets: array[int] | None = None
 
     def __enter__(self) -> Self:
@@ -132,6 +133,12 @@ class Archive:
                 self._index = self._read_index(seal)
         return self._index
 
+    @property
+    def packed_index(self) -> bytes:
+        """The index as it lies in the entry, checked as ``index`` is. Raises Damaged."""
+        _ = self.index
+        return self._packed_index
+
     def _read_index(self, seal: Seal) -> Index:
         import zstandard
 
@@ -156,6 +163,7 @@ class Archive:
             )
         raw = decompress(zstandard.ZstdDecompressor(), packed, seal.index_raw_bytes, "index")
         index = decode(raw)
+        self._packed_index = bytes(packed)
         if len(index) != seal.members or index.frame_count != seal.frames:
             raise Damaged(
                 "seal and index count different members or frames",

@@ -1,0 +1,221 @@
+"""A look at a target by its record, on all cores: which of its files still have the stat values of the record.
+
+It reads names and stat values only. Whatever cannot be looked at counts as changed; whoever reads it later meets the
+error and reports it.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cachekit.archive.base import Known
+from cachekit.archive.format import DIRECTORY, FILE
+from cachekit.archive.index import Index
+from cachekit.archive.record import Record
+from cachekit.model import ROOT_PREFIX, Target
+from cachekit.system.files import open_to_look
+from cachekit.system.workers import open_pool
+
+__all__ = ["survey"]
+
+#: So many directories go to a worker in one message.
+_BATCH = 128
+#: Below so many rows the work is done in this process: starting workers would cost more.
+_INLINE_ROWS = 4000
+
+
+@dataclass(slots=True)
+class _Plan:
+    """The directories of a target in the order of their rows: row (-1 for a root, which has none), first and last row
+    of what lies in it directly, path, and the names of its sub-directories.
+    """
+
+    rows: list[int]
+    begins: list[int]
+    ends: list[int]
+    paths: list[bytes]
+    below: list[set[bytes]]
+
+
+def survey(
+    record: Record,
+    index: Index,
+    target: Target,
+    place: bytes,
+    excluded: Callable[[bytes], bool] | None,
+    workers: int,
+) -> Known:
+    """Look at the target at the absolute path ``place``; ``index`` is that of the record's entry.
+
+    The record's ``excludes`` are those of ``excluded``: names that it leaves out do not count as further names.
+    """
+    first, last = record.first, record.first + len(record.inodes)
+    plan = _plan(index, target, first, last)
+    known = Known(
+        first,
+        bytearray(last - first),
+        record.inodes,
+        record.ctimes,
+        record.linked,
+        record.device,
+        array("i", plan.rows),
+        array("Q", bytes(8 * len(plan.rows))),
+        array("I", bytes(4 * len(plan.rows))),
+    )
+    looker = _Looker(record, index, target, place, excluded, plan)
+    pool = open_pool(lambda: looker, 0 if last - first < _INLINE_ROWS else workers)
+    try:
+        batches = iter(range(0, len(plan.rows), _BATCH))
+        running = 0
+        for number, begin in zip([*range(pool.count)] * 2, batches, strict=False):
+            pool.send(number, begin)
+            running += 1
+        while running:
+            for worker, (begin, bad, allocated, excluded_names) in pool.poll(wait=True):
+                running -= 1
+                for row in bad:
+                    known.bad[row - first] = 1
+                known.allocated[begin : begin + _BATCH] = array("Q", allocated)
+                known.excluded[begin : begin + _BATCH] = array("I", excluded_names)
+                following = next(batches, None)
+                if following is not None:
+                    pool.send(worker, following)
+                    running += 1
+    finally:
+        pool.close()
+    known.subtrees = _subtrees(plan, last)
+    return known
+
+
+def _plan(index: Index, target: Target, first: int, last: int) -> _Plan:
+    kinds, paths = index.kinds, index.paths
+    rows = [row for row in range(first, last) if kinds[row] == DIRECTORY]
+    # The directory of a whole root has no member; what lies in it directly comes first.
+    whole_root = not target.member
+    if whole_root:
+        rows.insert(0, -1)
+    names = [paths[row] if row >= 0 else b"" for row in rows]
+    below: dict[bytes, set[bytes]] = {name: set() for name in names}
+    for name in names:
+        parent, _, own = name.rpartition(b"/")
+        if name and name != target.member and parent in below:
+            below[parent].add(own)
+    begins = [row + 1 if row >= 0 else first for row in rows]
+    ends = [*rows[1:], last]
+    return _Plan(rows, begins, ends, names, [below[name] for name in names])
+
+
+def _subtrees(plan: _Plan, last: int) -> dict[bytes, tuple[int, int]]:
+    """Return for each directory its first row and the row behind the last one below it."""
+    found: dict[bytes, tuple[int, int]] = {}
+    open_ones: list[tuple[bytes, int]] = []
+    for row, begin, path in zip(plan.rows, plan.begins, plan.paths, strict=True):
+        start = row if row >= 0 else begin
+        while open_ones and not (not open_ones[-1][0] or path.startswith(open_ones[-1][0] + b"/")):
+            name, its_start = open_ones.pop()
+            found[name] = its_start, start
+        open_ones.append((path, start))
+    for name, its_start in open_ones:
+        found[name] = its_start, last
+    return found
+
+
+class _Looker:
+    """Handles the number of the first directory of a batch; replies (number, rows that are not as recorded, allocated
+    bytes and names left out of each directory).
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        index: Index,
+        target: Target,
+        place: bytes,
+        excluded: Callable[[bytes], bool] | None,
+        plan: _Plan,
+    ) -> None:
+        self._record, self._index, self._place, self._plan = record, index, place, plan
+        self._excluded = excluded
+        self._member = target.member
+        self._prefix = len(ROOT_PREFIX[target.root])
+
+    def handle(self, begin: Any) -> Iterator[tuple[Any, ...]]:
+        count = min(_BATCH, len(self._plan.rows) - begin)
+        bad: list[int] = []
+        allocated, excluded = array("Q"), array("I")
+        for number in range(begin, begin + count):
+            blocks, left_out = self._directory(number, bad)
+            allocated.append(512 * blocks)
+            excluded.append(left_out)
+        yield begin, bad, allocated.tobytes(), excluded.tobytes()
+
+    def _directory(self, number: int, bad: list[int]) -> tuple[int, int]:
+        """Compare one directory and what lies in it directly. The loop runs once a file of the target."""
+        plan, index, record = self._plan, self._index, self._record
+        row, begin, end = plan.rows[number], plan.begins[number], plan.ends[number]
+        path, below = plan.paths[number], plan.below[number]
+        place = self._place + path[len(self._member) :] if self._member else os.path.join(self._place, path)
+        try:
+            fd = open_to_look(place)
+        except OSError:
+            bad += range(max(row, 0), end)
+            return 0, 0
+        first, device = record.first, record.device
+        inodes, ctimes, mtimes, sizes, kinds = (
+            record.inodes,
+            record.ctimes,
+            index.mtimes,
+            index.sizes,
+            index.kinds,
+        )
+        sparse, excluded, encode = index.sparse, self._excluded, os.fsencode
+        skip = len(path) + 1 if path else 0
+        expected = dict(zip([name[skip:] for name in index.paths[begin:end]], range(begin, end), strict=True))
+        inside = path[self._prefix :] + b"/" if path else b""
+        blocks = left_out = directories = 0
+        whole = True
+        try:
+            if row >= 0:
+                now = os.fstat(fd)
+                whole = (
+                    now.st_dev == device
+                    and now.st_mode & 0o7777 == index.modes[row]
+                    and now.st_uid == index.uids[row]
+                    and now.st_gid == index.gids[row]
+                    and now.st_mtime_ns == mtimes[row]
+                )
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    name = encode(entry.name)
+                    at = expected.pop(name, -1)
+                    if at < 0:
+                        if name in below and entry.is_dir(follow_symlinks=False):
+                            directories += 1
+                        elif excluded is not None and excluded(inside + name):
+                            left_out += 1
+                        else:
+                            whole = False
+                        continue
+                    status = entry.stat(follow_symlinks=False)
+                    if (
+                        status.st_ino != inodes[at - first]
+                        or status.st_ctime_ns != ctimes[at - first]
+                        or status.st_mtime_ns != mtimes[at]
+                        or status.st_dev != device
+                        or (status.st_size != sizes[at] and kinds[at] == FILE and at not in sparse)
+                    ):
+                        bad.append(at)
+                    elif kinds[at] == FILE:
+                        blocks += status.st_blocks
+        except OSError:
+            whole = False
+        finally:
+            os.close(fd)
+        bad += expected.values()
+        if not whole or directories != len(below) or expected:
+            bad.append(max(row, first))
+        return blocks, left_out
