@@ -30,9 +30,9 @@ _SECOND = 1_000_000_000
 class Known:
     """What a survey found of one target: for each of its rows in the base's index, whether the disk still has it.
 
-    ``first`` is the target's first row; the columns begin there. ``bad`` has 1 for a row that is not as recorded, or,
-    for a directory, whose list of names is not. ``allocated`` and ``excluded`` (bytes on disk, names left out) have one
-    value for each directory of ``directory_rows``.
+    ``first`` is the target's first row; the columns begin there. ``bad`` has 0 for a row that is as recorded, 1 for one
+    that is not, and 2 more for a directory with further names. ``allocated`` and ``excluded`` (bytes on disk, names
+    left out) have one value for each directory of ``directory_rows``.
     """
 
     first: int
@@ -50,7 +50,7 @@ class Known:
 
     def clean(self, first: int, last: int) -> bool:
         """Return True if all rows from ``first`` up to ``last`` are as recorded."""
-        return self.bad.find(1, first - self.first, last - self.first) < 0
+        return self.bad.count(0, first - self.first, last - self.first) == last - first
 
     def sums(self, first: int, last: int) -> tuple[int, int]:
         """Return the allocated bytes and the number of names left out of the directories among these rows."""

@@ -73,6 +73,8 @@ class Archive:
         self._tail: sealing.Tail | None = None
         self._index: Index | None = None
         self._packed_index = b""
+        #: Set when the rules for members (``check.check_members``) are known to hold.
+        self.members_checked = False
         self._offsets: array[int] | None = None
 
     def __enter__(self) -> Self:

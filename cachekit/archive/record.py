@@ -29,7 +29,7 @@ from cachekit.system.process import boot_id
 from cachekit.system.space import is_local
 from cachekit.system.state import state_directory
 
-__all__ = ["UNKNOWN", "Record", "forget", "load", "settled", "store"]
+__all__ = ["UNKNOWN", "Record", "forget", "forget_unsettled", "load", "settled", "store"]
 
 #: The ctime of a row of which nothing is known: no file has it.
 UNKNOWN = -(1 << 63)
@@ -95,6 +95,15 @@ def settled(ctime_ns: int, read_ns: int) -> bool:
     """Return True if a file with this ctime cannot have changed since ``read_ns`` without another ctime."""
     tick = _COARSE_TICK_NS if ctime_ns % _SECOND_NS == 0 else _TICK_NS
     return ctime_ns + tick < read_ns
+
+
+def forget_unsettled(ctimes: array[int], read_ns: int) -> None:
+    """Make the rows ``UNKNOWN`` whose file may have changed since ``read_ns`` without another ctime."""
+    if not ctimes or max(ctimes) + _COARSE_TICK_NS < read_ns:
+        return
+    for at, ctime in enumerate(ctimes):
+        if not settled(ctime, read_ns):
+            ctimes[at] = UNKNOWN
 
 
 def _place(target: bytes) -> tuple[str, str]:

@@ -13,19 +13,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from cachekit.archive.base import Known
-from cachekit.archive.format import DIRECTORY, FILE
+from cachekit.archive.format import DIRECTORY, FILE, SYMLINK
 from cachekit.archive.index import Index
 from cachekit.archive.record import Record
 from cachekit.model import ROOT_PREFIX, Target
 from cachekit.system.files import open_to_look
 from cachekit.system.workers import open_pool
 
-__all__ = ["survey"]
+__all__ = ["Expected", "survey"]
 
 #: So many directories go to a worker in one message.
 _BATCH = 128
 #: Below so many rows the work is done in this process: starting workers would cost more.
 _INLINE_ROWS = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What counts as the mode of a row, for files and for directories, and whether owners must be the row's."""
+
+    mode: int = 0o7777
+    directory_mode: int = 0o7777
+    owners: bool = True
 
 
 @dataclass(slots=True)
@@ -48,10 +57,11 @@ def survey(
     place: bytes,
     excluded: Callable[[bytes], bool] | None,
     workers: int,
+    expected: Expected = Expected(),
 ) -> Known:
     """Look at the target at the absolute path ``place``; ``index`` is that of the record's entry.
 
-    The record's ``excludes`` are those of ``excluded``: names that it leaves out do not count as further names.
+    Names that ``excluded`` leaves out do not count as further names.
     """
     first, last = record.first, record.first + len(record.inodes)
     plan = _plan(index, target, first, last)
@@ -66,7 +76,7 @@ def survey(
         array("Q", bytes(8 * len(plan.rows))),
         array("I", bytes(4 * len(plan.rows))),
     )
-    looker = _Looker(record, index, target, place, excluded, plan)
+    looker = _Looker(record, index, target, place, excluded, plan, expected)
     pool = open_pool(lambda: looker, 0 if last - first < _INLINE_ROWS else workers)
     try:
         batches = iter(range(0, len(plan.rows), _BATCH))
@@ -75,10 +85,12 @@ def survey(
             pool.send(number, begin)
             running += 1
         while running:
-            for worker, (begin, bad, allocated, excluded_names) in pool.poll(wait=True):
+            for worker, (begin, bad, further, allocated, excluded_names) in pool.poll(wait=True):
                 running -= 1
                 for row in bad:
-                    known.bad[row - first] = 1
+                    known.bad[row - first] |= 1
+                for row in further:
+                    known.bad[row - first] |= 2
                 known.allocated[begin : begin + _BATCH] = array("Q", allocated)
                 known.excluded[begin : begin + _BATCH] = array("I", excluded_names)
                 following = next(batches, None)
@@ -125,8 +137,8 @@ def _subtrees(plan: _Plan, last: int) -> dict[bytes, tuple[int, int]]:
 
 
 class _Looker:
-    """Handles the number of the first directory of a batch; replies (number, rows that are not as recorded, allocated
-    bytes and names left out of each directory).
+    """Handles the number of the first directory of a batch; replies (number, rows that are not as recorded, rows of
+    directories with further names, allocated bytes and names left out of each directory).
     """
 
     def __init__(
@@ -137,23 +149,26 @@ class _Looker:
         place: bytes,
         excluded: Callable[[bytes], bool] | None,
         plan: _Plan,
+        expected: Expected,
     ) -> None:
         self._record, self._index, self._place, self._plan = record, index, place, plan
         self._excluded = excluded
+        self._expected = expected
         self._member = target.member
         self._prefix = len(ROOT_PREFIX[target.root])
 
     def handle(self, begin: Any) -> Iterator[tuple[Any, ...]]:
         count = min(_BATCH, len(self._plan.rows) - begin)
         bad: list[int] = []
+        further: list[int] = []
         allocated, excluded = array("Q"), array("I")
         for number in range(begin, begin + count):
-            blocks, left_out = self._directory(number, bad)
+            blocks, left_out = self._directory(number, bad, further)
             allocated.append(512 * blocks)
             excluded.append(left_out)
-        yield begin, bad, allocated.tobytes(), excluded.tobytes()
+        yield begin, bad, further, allocated.tobytes(), excluded.tobytes()
 
-    def _directory(self, number: int, bad: list[int]) -> tuple[int, int]:
+    def _directory(self, number: int, bad: list[int], further: list[int]) -> tuple[int, int]:
         """Compare one directory and what lies in it directly. The loop runs once a file of the target."""
         plan, index, record = self._plan, self._index, self._record
         row, begin, end = plan.rows[number], plan.begins[number], plan.ends[number]
@@ -162,7 +177,7 @@ class _Looker:
         try:
             fd = open_to_look(place)
         except OSError:
-            bad += range(max(row, 0), end)
+            bad += range(row if row >= 0 else begin, end)
             return 0, 0
         first, device = record.first, record.device
         inodes, ctimes, mtimes, sizes, kinds = (
@@ -173,32 +188,33 @@ class _Looker:
             index.kinds,
         )
         sparse, excluded, encode = index.sparse, self._excluded, os.fsencode
+        modes, uids, gids = index.modes, index.uids, index.gids
+        mask, owners = self._expected.mode, self._expected.owners
         skip = len(path) + 1 if path else 0
         expected = dict(zip([name[skip:] for name in index.paths[begin:end]], range(begin, end), strict=True))
         inside = path[self._prefix :] + b"/" if path else b""
-        blocks = left_out = directories = 0
-        whole = True
+        blocks = left_out = 0
         try:
             if row >= 0:
                 now = os.fstat(fd)
-                whole = (
-                    now.st_dev == device
-                    and now.st_mode & 0o7777 == index.modes[row]
-                    and now.st_uid == index.uids[row]
-                    and now.st_gid == index.gids[row]
-                    and now.st_mtime_ns == mtimes[row]
-                )
+                if (
+                    now.st_dev != device
+                    or now.st_mode & 0o7777 != modes[row] & self._expected.directory_mode
+                    or (owners and (now.st_uid != uids[row] or now.st_gid != gids[row]))
+                    or now.st_mtime_ns != mtimes[row]
+                ):
+                    bad.append(row)
             with os.scandir(fd) as entries:
                 for entry in entries:
                     name = encode(entry.name)
                     at = expected.pop(name, -1)
                     if at < 0:
                         if name in below and entry.is_dir(follow_symlinks=False):
-                            directories += 1
-                        elif excluded is not None and excluded(inside + name):
+                            continue
+                        if excluded is not None and excluded(inside + name):
                             left_out += 1
                         else:
-                            whole = False
+                            further.append(max(row, first))
                         continue
                     status = entry.stat(follow_symlinks=False)
                     if (
@@ -206,16 +222,21 @@ class _Looker:
                         or status.st_ctime_ns != ctimes[at - first]
                         or status.st_mtime_ns != mtimes[at]
                         or status.st_dev != device
-                        or (status.st_size != sizes[at] and kinds[at] == FILE and at not in sparse)
+                        or (
+                            kinds[at] != SYMLINK
+                            and (
+                                status.st_mode & 0o7777 != modes[at] & mask
+                                or (status.st_size != sizes[at] and kinds[at] == FILE and at not in sparse)
+                            )
+                        )
+                        or (owners and (status.st_uid != uids[at] or status.st_gid != gids[at]))
                     ):
                         bad.append(at)
                     elif kinds[at] == FILE:
                         blocks += status.st_blocks
         except OSError:
-            whole = False
+            bad += range(row if row >= 0 else begin, end)
         finally:
             os.close(fd)
         bad += expected.values()
-        if not whole or directories != len(below) or expected:
-            bad.append(max(row, first))
         return blocks, left_out

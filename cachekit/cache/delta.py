@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from cachekit.archive import record as records
 from cachekit.archive.base import Base, Known
-from cachekit.archive.check import check_members
+from cachekit.archive.check import check_archive
+from cachekit.archive.format import HARDLINK, LINK_KINDS
+from cachekit.archive.index import Index
 from cachekit.archive.pack import zstd_version
 from cachekit.archive.read import Archive, open_archive
-from cachekit.archive.record import UNKNOWN, Record, settled
+from cachekit.archive.record import Record
 from cachekit.archive.survey import survey
 from cachekit.archive.walk import Walk
 from cachekit.archive.write import Written
 from cachekit.errors import CachekitError
-from cachekit.model import EntryIdentity, Target
+from cachekit.model import ROOT_PREFIX, EntryIdentity, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.workers import worker_count
 
-__all__ = ["opened_base", "remember_saved", "set_base_aside"]
+__all__ = ["opened_base", "remember_restored", "remember_saved", "set_base_aside"]
 
 
 @contextlib.contextmanager
@@ -51,7 +54,7 @@ def opened_base(
                 store.check_filing(archive, name)
                 if _fits(archive, store, identity, level) and its_identity in {None, archive.seal.identity}:
                     if its_identity is None:
-                        check_members(archive.seal, archive.index)
+                        check_archive(archive)
                     base = Base(
                         archive,
                         _surveyed(archive, known, places, excludes, excluded),
@@ -97,15 +100,24 @@ def _surveyed(
     excluded: Callable[[bytes], bool] | None,
 ) -> dict[Target, Known]:
     """Look at the targets whose record is about this entry."""
-    return {
-        target: survey(record, archive.index, target, places[target], excluded, worker_count())
-        for target, record in known.items()
-        if record is not None
-        and record.identity == archive.seal.identity
-        and record.excludes == excludes
-        and (record.root, record.path) == (target.root, target.path.decode("latin-1"))
-        and record.first + len(record.inodes) <= len(archive.index)
-    }
+    found = {}
+    index = archive.index
+    for target, record in known.items():
+        if (
+            record is None
+            or record.identity != archive.seal.identity
+            or (record.root, record.path) != (target.root, target.path.decode("latin-1"))
+            or record.first + len(record.inodes) > len(index)
+        ):
+            continue
+        found[target] = survey(record, index, target, places[target], excluded, worker_count())
+        if excluded is not None and record.excludes != excludes:
+            # What is left out only now must be met by the walk, which then leaves it out.
+            skip = len(ROOT_PREFIX[target.root])
+            for at in range(len(record.inodes)):
+                if excluded(index.paths[record.first + at][skip:]):
+                    found[target].bad[at] |= 1
+    return found
 
 
 def set_base_aside(store: DirectoryStore, base: Base) -> bool:
@@ -134,9 +146,7 @@ def remember_saved(
     for target, place in places.items():
         span = walk.spans[target]
         ctimes = walk.layout.ctimes[span.start : span.stop]
-        for at, ctime in enumerate(ctimes):
-            if not settled(ctime, begun_ns):
-                ctimes[at] = UNKNOWN
+        records.forget_unsettled(ctimes, begun_ns)
         record = Record(
             written.seal.identity,
             store.path,
@@ -154,3 +164,56 @@ def remember_saved(
             written.packed_index,
         )
         records.store(place, record)
+
+
+def remember_restored(
+    store: DirectoryStore,
+    archive: Archive,
+    target: Target,
+    place: bytes,
+    rows: Sequence[int],
+    inodes: array[int],
+    ctimes: array[int],
+    visible_ns: int,
+) -> None:
+    """Keep the record of a target that was just restored; the columns are of the whole index.
+
+    ``visible_ns``: from when on others could change the files. What was written right before that will be read again.
+    """
+    first, last = (rows[0], rows[-1] + 1) if rows else (0, 0)
+    if not rows or last - first != len(rows):  # members of another target lie between: not an entry of ours
+        records.forget(place)
+        return
+    ctimes = ctimes[first:last]
+    records.forget_unsettled(ctimes, visible_ns)
+    record = Record(
+        archive.seal.identity,
+        store.path,
+        str(store.namespace),
+        os.fsdecode(os.path.basename(archive.path)),
+        target.root,
+        target.path.decode("latin-1"),
+        [],
+        os.lstat(place).st_dev,
+        first,
+        archive.seal.index_raw_bytes,
+        inodes[first:last],
+        ctimes,
+        _linked(archive.index, first, last),
+        archive.packed_index,
+    )
+    records.store(place, record)
+
+
+def _linked(index: Index, first: int, last: int) -> array[int]:
+    """Return the rows of files with several names in the entry, ascending."""
+    if HARDLINK not in index.kinds:
+        return array("I")
+    links = iter(index.links)
+    sources = {
+        link for kind in index.kinds if kind in LINK_KINDS for link in [next(links)] if kind == HARDLINK
+    }
+    return array(
+        "I",
+        [row for row in range(first, last) if index.kinds[row] == HARDLINK or index.paths[row] in sources],
+    )
