@@ -263,7 +263,7 @@ class Layout:
         known = self.known
         if known is None:
             return False
-        first, last = known.subtrees.get(member_prefix[:-1], (0, 0))
+        first, last = known.subtree(member_prefix[:-1])
         if first < last and known.clean(first, last):
             self._take(known, first, last, prefix, root_number)
             return True

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+from cachekit.archive import record as records
 from cachekit.archive.check import check_archive
 from cachekit.archive.extract import Noted, Progress, directory_facts, extract, needed_space
 from cachekit.archive.format import DIRECTORY
 from cachekit.archive.names import Roots, find_roots
 from cachekit.archive.read import Archive, open_archive
+from cachekit.archive.record import Record
 from cachekit.archive.unpack import Destination, WriteOptions
 from cachekit.cache import inplace
 from cachekit.cache.delta import remember_restored
@@ -175,9 +177,17 @@ def _restore(
     mark = clock()
     seal = archive.seal
     targets = choose_targets(seal.targets, request.paths, roots, every=request.all_targets)
+    places = {target: real_place(roots.path_of(target)) for target in targets}
+    known = (
+        {target: records.load(place) for target, place in places.items()}
+        if request.mode == "in-place"
+        else {}
+    )
+    # A record is of an entry whose members were checked, and its identity covers every byte of the index.
+    if any(record is not None and record.identity == seal.identity for record in known.values()):
+        archive.members_checked = True
     check_archive(archive)
     report.phases["index"] = clock() - mark
-    places = {target: real_place(roots.path_of(target)) for target in targets}
     with contextlib.ExitStack() as stack:
         for place in sorted(set(places.values())):
             stack.enter_context(target_lock(place, shared=False, timeout=request.lock_timeout))
@@ -186,7 +196,7 @@ def _restore(
         _check_targets(request, archive, roots, places)
         with _errors_of_target(places):
             if request.mode == "in-place":
-                _in_place(request, store, archive, roots, places, report)
+                _in_place(request, store, archive, roots, places, known, report)
             else:
                 _staged(request, store, archive, roots, places, report)
         for recovered in pending:
@@ -356,7 +366,7 @@ def _staged(
             outcome = finish(staging, durable=request.durable, same_owner=request.same_owner)
             done.add(target)
             if outcome.level != "files":  # moving a file by itself changes its ctime
-                rows = rows_of(archive.index, destination)
+                rows = rows_of(archive, target)
                 place = places[target]
                 remember_restored(store, archive, target, place, rows, noted.inodes, noted.ctimes, visible_ns)
             report.commit[str(target)] = outcome.level
@@ -415,14 +425,15 @@ def _in_place(
     archive: Archive,
     roots: Roots,
     places: dict[Target, bytes],
+    known: dict[Target, Record | None],
     report: RestoreReport,
 ) -> None:
     options = WriteOptions(same_owner=request.same_owner, keep_setuid=request.keep_setuid)
     presences = {
-        target: look(archive, target, place, options, worker_count()) for target, place in places.items()
+        target: look(archive, target, place, options, worker_count(), known[target])
+        for target, place in places.items()
     }
     visible_ns = now_ns()
-    check_archive(archive)
     frames = inplace.needed_frames(archive, presences.values())
     if frames:
         extract(archive, [], options, worker_count(), request.progress, frames)
