@@ -114,10 +114,13 @@ def _verify(
     begin = time.perf_counter()
     report = VerifyReport(os.fsdecode(path), key, ok=False, depth=request.depth, verdict="ok")
     try:
-        with open_archive(path) as archive:
+        # A lone file has no namespace: whichever it was signed for is right.
+        trust = store.trust if filed_as is not None else store.trust.within(None)
+        with open_archive(path, trust) as archive:
             report.archive_bytes = archive.size
             seal = archive.seal
             report.key, report.identity = seal.key, seal.identity
+            report.signature, report.key_id = archive.signed.standing, archive.signed.key_id
             report.content_bytes = seal.content_bytes
             report.files = seal.counts.get("files", 0) + seal.counts.get("hardlinks", 0)
             if filed_as is not None:

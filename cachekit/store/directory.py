@@ -26,6 +26,7 @@ from cachekit.system.locks import try_lock
 from cachekit.system.publish import TempFile, sweep
 from cachekit.system.space import FreeSpace, free_space
 from cachekit.system.state import state_directory
+from cachekit.trust import Signed
 
 __all__ = ["Candidate", "DirectoryStore", "Saver", "file_name_of"]
 
@@ -41,13 +42,18 @@ def file_name_of(seal: Seal) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An entry file of the store: its seal, or the error that reading the seal gave."""
+    """An entry file of the store: its seal, or the error that reading the seal gave.
+
+    The seal is what the entry says of itself, whoever wrote it: ``trusted`` tells whether it may be used.
+    """
 
     path: bytes
     name: str
     size: int
     seal: Seal | None
     error: CachekitError | None
+    signed: Signed | None = None
+    trusted: bool = False
 
 
 @dataclass(slots=True)
@@ -59,12 +65,16 @@ class Saver:
 
 
 class DirectoryStore:
-    """One namespace of the store at an address. Opening makes nothing; ``prepare`` makes what a save needs."""
+    """One namespace of the store at an address. Opening makes nothing; ``prepare`` makes what a save needs.
+
+    ``trust`` is the policy for its entries: whoever opens one to use it passes it on to ``open_archive``.
+    """
 
     def __init__(self, address: StoreAddress | str) -> None:
         address = StoreAddress.of(address)
         self.path = os.path.abspath(os.path.expanduser(address.path))
         self.namespace = address.namespace
+        self.trust = address.trust.within(self.namespace.text)
         self._base = layout.base_of(self.path, self.namespace)
 
     def directory(self, name: str) -> str:
@@ -181,14 +191,16 @@ class DirectoryStore:
         return found
 
     def look(self, name: str) -> Candidate | None:
-        """Read the seal of the entry file ``name``; None if there is no such file."""
+        """Read the seal of the entry file ``name``, also of one that is not trusted; None if there is no such file."""
         path = self.entry_path(name)
         size = 0
         try:
-            with open_archive(path) as archive:
+            with open_archive(path, self.trust.for_looking()) as archive:
                 size = archive.size
                 self.check_filing(archive, name)
-                return Candidate(path, name, size, archive.seal, None)
+                signed = archive.signed
+                trusted = not self.trust.required or signed.standing == "valid"
+                return Candidate(path, name, size, archive.seal, None, signed, trusted)
         except FileNotFoundError:
             return None
         except CachekitError as error:
