@@ -67,6 +67,6 @@ def _hmac(body: bytes) -> Signature:
         namespace = body[_ID + _MAC :].decode("utf-8")
     except UnicodeDecodeError:
         raise Damaged("the seal is signed for a namespace that is no text", rung="seal") from None
-    if len(body) < _ID + _MAC:
-        raise Damaged("the seal has a signature that is too short", rung="seal")
+    if len(body) < _ID + _MAC or "\0" in namespace:
+        raise Damaged("the seal has a signature that is none", rung="seal")
     return Signature(body[:_ID].hex(), body[_ID : _ID + _MAC], namespace)

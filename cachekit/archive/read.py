@@ -264,17 +264,21 @@ def _about(path: bytes) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_archive(path: bytes, trust: Trust) -> Iterator[Archive]:
+def open_archive(path: bytes, trust: Trust, *, follow: bool = False) -> Iterator[Archive]:
     """Open the file at ``path`` for reading, by the policy ``trust`` (``trust.ANYONE`` takes any whole entry).
 
+    A link is followed only with ``follow``, which is for files that people name: in a store only an attacker makes one.
     Raises FileNotFoundError, Unreadable, or Damaged for what is no file.
     """
+    # O_NONBLOCK: a fifo named like an entry must not make us wait.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
-        # O_NONBLOCK: a fifo named like an entry must not make us wait.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, flags)
     except FileNotFoundError:
         raise
     except OSError as error:
+        if (error.errno == errno.ELOOP and not follow) or error.errno == errno.ENXIO:
+            raise Damaged("this is no regular file", path=path, rung="seal") from None
         raise Unreadable(f"cannot open the archive: {error.strerror}", path=path, errno=error.errno) from None
     try:
         archive = Archive(path, fd, trust)

@@ -138,7 +138,7 @@ def members(path: bytes) -> Iterator[Member]:
 @contextlib.contextmanager
 def _opened(path: bytes, trust: Trust) -> Iterator[Archive]:
     try:
-        with open_archive(path, trust.for_looking().within(None)) as archive:
+        with open_archive(path, trust.for_looking().within(None), follow=True) as archive:
             yield archive
     except FileNotFoundError:
         raise Missed("there is no such file", path=path) from None

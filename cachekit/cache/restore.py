@@ -151,7 +151,7 @@ def _try(
             return status_of(error)
         except Refused as error:
             if identity is None or confirmed(store, path, name, identity):
-                aside = identity is not None and store.set_aside(path, identity)
+                aside = store.set_aside(path, identity)
                 if aside:
                     report.quarantined.append(name)
                 _passed_over(report, name, error.id, error.message, error)

@@ -20,6 +20,7 @@ from cachekit.cache.estimate import family_ratio, room_for
 from cachekit.cache.space import require
 from cachekit.errors import (
     CachekitError,
+    Damaged,
     InvalidRequest,
     LockTimeout,
     NoSpace,
@@ -182,6 +183,10 @@ def _exists(store: DirectoryStore, identity: EntryIdentity, report: SaveReport) 
             report.archive_bytes, report.content_bytes = archive.size, seal.content_bytes
             report.members, report.files = seal.members, seal.counts["files"] + seal.counts["hardlinks"]
     except FileNotFoundError:
+        return False
+    except Damaged as error:  # no file at all
+        store.set_aside(path, None)
+        report.warnings.append(f"what was in the place of this key's entry was set aside: {error}")
         return False
     except Unreadable as error:
         report.warnings.append(f"the stored entry of this key cannot be read and is replaced: {error}")

@@ -61,7 +61,8 @@ def verify(request: VerifyRequest) -> Iterator[VerifyReport]:
                 yield _verify(store, candidate.path, request, candidate.name, name)
         if not found and is_file_argument(name):
             own = os.path.basename(name)
-            yield _verify(store, os.fsencode(name), request, own if ENTRY_NAME.fullmatch(own) else None)
+            filed_as = own if ENTRY_NAME.fullmatch(own) else None
+            yield _verify(store, os.fsencode(name), request, filed_as, lone=True)
         elif not found:
             message = "the store has no entry with this key, and there is no such file"
             yield VerifyReport(
@@ -110,13 +111,15 @@ def _verify(
     request: VerifyRequest,
     filed_as: str | None,
     key: str | None = None,
+    *,
+    lone: bool = False,
 ) -> VerifyReport:
     begin = time.perf_counter()
     report = VerifyReport(os.fsdecode(path), key, ok=False, depth=request.depth, verdict="ok")
     try:
         # A lone file has no namespace: whichever it was signed for is right.
-        trust = store.trust if filed_as is not None else store.trust.within(None)
-        with open_archive(path, trust) as archive:
+        trust = store.trust.within(None) if lone else store.trust
+        with open_archive(path, trust, follow=lone) as archive:
             report.archive_bytes = archive.size
             seal = archive.seal
             report.key, report.identity = seal.key, seal.identity

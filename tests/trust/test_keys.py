@@ -190,6 +190,12 @@ def test_an_hmac_is_of_one_key_one_text_and_one_namespace(
     assert (macs[0] == macs[1]) == (first == second)
 
 
+def test_a_namespace_does_not_run_into_the_text() -> None:
+    """A letter more of the namespace is not a letter less of the JSON."""
+    key = HmacKey(SECRET)
+    assert key.mac(b"x{}", "a") != key.mac(b"{}", "ax")
+
+
 @pytest.mark.parametrize(
     ("key_of", "keys", "mac", "namespace", "standing"),
     [
@@ -221,3 +227,5 @@ def test_a_bad_signature_beside_a_good_one() -> None:
     good, bad = Signature(key.id, key.mac(b"{}", "here"), "here"), Signature(key.id, bytes(32), "here")
     trust = Trust(True, (key,), "here")
     assert trust.judge(b"{}", [good, bad]).standing == trust.judge(b"{}", [bad, good]).standing == "valid"
+    there = trust.within("there")
+    assert there.judge(b"{}", [good, bad]).standing == there.judge(b"{}", [bad, good]).standing == "elsewhere"

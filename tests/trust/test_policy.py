@@ -13,12 +13,13 @@ import pytest
 from cachekit.archive.auth import encode_auth
 from cachekit.archive.format import SEAL_MAGIC, SEAL_TRAILER, SEAL_TRAILER_MAGIC
 from cachekit.archive.seal import skippable
+from cachekit.cache.select import confirmed
 from cachekit.errors import Untrusted
 from cachekit.model import Namespace, StoreAddress
 from cachekit.store.directory import DirectoryStore
-from cachekit.trust import ANYONE, HmacKey, Signature, Trust
+from cachekit.trust import ANYONE, HmacKey, Signature
 from tests.support.archives import restore_tree, save_tree
-from tests.support.in_process import Here
+from tests.support.in_process import Here, cut
 from tests.support.signing import OTHER_SECRET, SECRET, signed_store
 from tests.support.snapshots import unchanged
 from tests.support.surgery import anatomy
@@ -153,12 +154,18 @@ def test_a_save_that_fails_leaves_what_others_use(here: Here, key: SetKey) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_verify_exits_4(here: Here, key: SetKey, kind: str) -> None:
-    """Verify tells of every depth, by key, by file and by --all, that an entry is not trusted, and changes nothing."""
+    """Verify tells at every depth, by key, by file and by --all, that an entry is not trusted, and changes nothing.
+
+    Named as a file it has no namespace that it could have been signed for instead.
+    """
     path = saved(here, key, kind)
     key(SECRET)
     with unchanged(path):
         for arguments in (["k"], [str(path)], ["--all"]):
             for depth in ("seal", "contents"):
+                if kind == "elsewhere" and arguments == [str(path)]:
+                    here("verify", *arguments, f"--depth={depth}").expect()
+                    continue
                 done = here("verify", *arguments, f"--depth={depth}").expect(4)
                 assert done.stdout.startswith(verdict_of(kind))
                 assert REASONS[kind] in done.stdout
@@ -275,18 +282,32 @@ def test_show_and_ls_tell_the_signature(here: Here, key: SetKey) -> None:
 
 
 def test_verify_names_the_key(here: Here, key: SetKey) -> None:
-    """Verify says with which key an entry is signed; a lone file may be of any namespace."""
+    """Verify says with which key an entry is signed."""
     key(SECRET)
     here.save("k", "t")
     assert here("verify", "k").expect().stdout.endswith(f", signed with key {KEY.id}\n")
-    shutil.copy(here.entry("k"), "copy.bin")
-    (report,) = here("verify", "./copy.bin", "--json").expect().json()["archives"]
+
+
+@pytest.mark.parametrize("name", ["copy.bin", None], ids=["another name", "its own name"])
+def test_a_lone_file_may_be_of_any_namespace(here: Here, key: SetKey, name: str | None) -> None:
+    """A file that is named by its path is verified for whichever namespace it was signed for."""
+    path = save_tree(signed_store(here.store, namespace=Namespace("a/b")), here.root, "t")
+    copied = Path(shutil.copy(path, here.root / (name or path.name)))
+    key(SECRET)
+    (report,) = here("verify", copied, "--json").expect().json()["archives"]
     assert (report["signature"], report["key_id"]) == ("valid", KEY.id)
+    assert "for the namespace" not in here("show", copied).expect().stdout
 
 
-def other_namespace(path: Path, namespace: str, trust: Trust) -> StoreAddress:
-    """Address another namespace of a store."""
-    return StoreAddress(str(path), Namespace(namespace), trust)
+def test_what_is_not_trusted_is_never_confirmed_as_damaged(here: Here) -> None:
+    """A second look at a refused entry that is merely not trusted does not cost it its place."""
+    here.save("k", "t")
+    path = here.entry("k")
+    info = path.stat()
+    store = DirectoryStore(signed_store(here.store))
+    assert not confirmed(store, bytes(path), path.name, (info.st_dev, info.st_ino))
+    cut(path)
+    assert confirmed(store, bytes(path), path.name, (info.st_dev, info.st_ino))
 
 
 @pytest.mark.parametrize("there", ["other", "default/@pr-1"])
