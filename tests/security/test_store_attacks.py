@@ -101,6 +101,20 @@ def test_a_link_to_make_a_store_elsewhere(here: Here, victim: Path) -> None:
         here("save", "--key=k", "t").expect(9)
 
 
+def test_lock_files_that_are_there_before_the_store_is_made(here: Here, victim: Path) -> None:
+    """Locks that somebody laid out beforehand, as links or fifos, make no file elsewhere and nobody wait."""
+    locks = here.store / "v1" / "default" / "locks"
+    locks.mkdir(parents=True)
+    os.mkfifo(locks / "00")
+    (locks / "01").symlink_to(victim / "new")
+    with unchanged(victim):
+        here("save", "--key=k", "t").expect(9)
+    (locks / "01").unlink()
+    here("save", "--key=k", "t").expect(0, 9)
+    (locks / "00").unlink()
+    here("save", "--key=k", "t").expect()
+
+
 def test_the_path_of_a_store_may_lead_over_links(here: Here, tmp_path: Path) -> None:
     """The store's own path is its owner's to choose: links in it are followed."""
     (tmp_path / "real").mkdir()
