@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cachekit.errors import InvalidRequest
+from cachekit.trust import ANYONE, Trust
 
 __all__ = [
     "JOURNAL_NAME",
@@ -138,10 +139,11 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class StoreAddress:
-    """Which store is meant and which part of it: a directory and a namespace."""
+    """Which store is meant and which part of it: a directory and a namespace; and whose entries are used there."""
 
     path: str
     namespace: Namespace = Namespace()
+    trust: Trust = ANYONE
 
     @classmethod
     def of(cls, address: StoreAddress | str) -> StoreAddress:
@@ -319,10 +321,13 @@ class VerifyReport:
     key: str | None
     ok: bool
     depth: str
-    verdict: Literal["ok", "damaged", "unsafe", "unsupported", "unreadable", "missing"]
+    verdict: Literal["ok", "damaged", "forged", "unsafe", "unsupported", "untrusted", "unreadable", "missing"]
     error: dict[str, object] | None = None
     archive_bytes: int = 0
     content_bytes: int = 0
     files: int = 0
     identity: str | None = None
+    #: What its signature is worth (``trust.Standing``), and the id of the key; unknown if the seal is damaged.
+    signature: str | None = None
+    key_id: str | None = None
     seconds: float = 0.0

@@ -50,7 +50,7 @@ def opened_base(
         base = None
         for name, its_identity in _candidates(store, identity, family, prefix, known):
             with contextlib.suppress(CachekitError, OSError):
-                archive = stack.enter_context(open_archive(store.entry_path(name)))
+                archive = stack.enter_context(open_archive(store.entry_path(name), store.trust))
                 store.check_filing(archive, name)
                 if _fits(archive, store, identity, level) and its_identity in {None, archive.seal.identity}:
                     if its_identity is None:
@@ -77,7 +77,7 @@ def _candidates(
             yield record.entry, record.identity
             break
     for candidate in store.candidates(prefix, str(identity.platform)):
-        if candidate.seal is not None and candidate.seal.family == family:
+        if candidate.seal is not None and candidate.trusted and candidate.seal.family == family:
             yield candidate.name, None
             break
 

@@ -153,6 +153,8 @@ def restore_in_place(
         "identity": archive.seal.identity,
         "target_root": target.root,
         "target_path": target.path.decode("latin-1"),
+        "trust": archive.trust.mode,
+        "namespace": archive.trust.namespace or "",
         "options": " ".join(
             name
             for name, asked in (

@@ -35,6 +35,7 @@ from cachekit.errors import (
     UnfinishedTarget,
     Unreadable,
     Unsupported,
+    Untrusted,
 )
 from cachekit.model import STAGED, Key, Platform, RestoreReport, RestoreStatus, StoreAddress, Target
 from cachekit.store.directory import DirectoryStore
@@ -86,8 +87,9 @@ def restore(request: RestoreRequest) -> RestoreReport:
     """Restore the best whole entry: the exact key's, else the newest of the first restore key that has one.
 
     A miss, and a refusal that leaves nothing to restore, are values of the report. Guaranteed: no byte of a target
-    changes unless its entry was found whole; absent and replaced targets are at every moment the old or the new tree.
-    Damaged entries are set aside, so that they are not served again.
+    changes unless its entry was found whole, and signed where the store's trust requires that; absent and replaced
+    targets are at every moment the old or the new tree. Damaged and forged entries are set aside, so that they are not
+    served again; those that are not trusted are passed over, and stay for jobs that ask for no signature.
 
     Raises InvalidRequest, TargetNotNamed, NameConflict, TargetNotWritable, NoSpace, LockTimeout, StoreUnavailable.
     """
@@ -100,6 +102,8 @@ def restore(request: RestoreRequest) -> RestoreReport:
     store = DirectoryStore(request.store)
     store.sweep()
     report = RestoreReport("miss", key.text, mode=request.mode)
+    if store.trust.required and not store.trust.keys:
+        report.warnings.append("trust is hmac, and no key is given: no entry can be used")
     verdicts: set[RestoreStatus] = set()
     for name, exact in names_to_try(
         store, key, request.restore_keys, request.platform, any_platform=request.any_platform
@@ -129,7 +133,7 @@ def _try(
     for attempt in (1, 2):
         identity: tuple[int, int] | None = None
         try:
-            with open_archive(path) as archive:
+            with open_archive(path, store.trust) as archive:
                 identity = archive.identity
                 step("restore.opened")
                 if store.denied(path):
@@ -146,12 +150,12 @@ def _try(
                 return "restored"
         except FileNotFoundError:
             return "miss"
-        except (Unsupported, Unreadable) as error:
+        except (Unsupported, Untrusted, Unreadable) as error:
             _passed_over(report, name, error.id, error.message, error)
             return status_of(error)
         except Refused as error:
             if identity is None or confirmed(store, path, name, identity):
-                aside = identity is not None and store.set_aside(path, identity)
+                aside = store.set_aside(path, identity)
                 if aside:
                     report.quarantined.append(name)
                 _passed_over(report, name, error.id, error.message, error)

@@ -23,6 +23,7 @@ from cachekit.cache.estimate import family_ratio, room_for
 from cachekit.cache.space import require
 from cachekit.errors import (
     CachekitError,
+    Damaged,
     InvalidRequest,
     LockTimeout,
     NoSpace,
@@ -30,6 +31,7 @@ from cachekit.errors import (
     Refused,
     SourceChanged,
     Unreadable,
+    Untrusted,
 )
 from cachekit.model import EntryIdentity, Key, SaveReport, StoreAddress, Target
 from cachekit.store.directory import DirectoryStore
@@ -79,7 +81,8 @@ def save(request: SaveRequest) -> SaveReport:
     """Save the paths under the key.
 
     Guaranteed: when this returns "saved", the entry is whole, durable and published; on any error or kill the store
-    serves what it served before. "exists" is said only of an entry whose size and seal were checked.
+    serves what it served before. "exists" is said only of an entry whose size and seal were checked, and its signature
+    where the store's trust requires one. With a key the new entry is signed.
 
     Raises InvalidRequest, NothingMatched, NoSpace, SourceChanged, SourceUnreadable, UnfinishedTarget, LockTimeout,
     StoreUnavailable.
@@ -102,6 +105,7 @@ def save(request: SaveRequest) -> SaveReport:
         refuse_unfinished(os.path.join(roots.root, os.fsencode(path)) for path in request.paths)
         raise
     store = DirectoryStore(request.store)
+    store.trust.require_signer()
     places = [roots.path_of(target) for target in targets]
     store.prepare()
     report = SaveReport(
@@ -161,12 +165,18 @@ class _locked:  # noqa: N801 - used as a context manager
 
 
 def _exists(store: DirectoryStore, identity: EntryIdentity, report: SaveReport) -> bool:
-    """Return True if a whole entry has the key. One with a damaged seal is set aside: the save then goes on."""
+    """Return True if a whole, trusted entry has the key. One with a damaged seal is set aside; the save goes on."""
     path = store.entry_path(identity.file_name)
     try:
-        with open_archive(path) as archive:
+        with open_archive(path, store.trust) as archive:
             try:
                 store.check_filing(archive, identity.file_name)
+            except Untrusted as error:
+                # Others may use it as it is: not set aside, but the new entry takes its name.
+                message = f"the stored entry of this key is replaced: {error}"
+                if message not in report.warnings:
+                    report.warnings.append(message)
+                return False
             except Refused as error:
                 store.set_aside(path, archive.identity)
                 report.warnings.append(f"the stored entry of this key was refused and set aside: {error}")
@@ -180,6 +190,10 @@ def _exists(store: DirectoryStore, identity: EntryIdentity, report: SaveReport) 
             report.archive_bytes, report.content_bytes = archive.size, seal.content_bytes
             report.members, report.files = seal.members, seal.counts["files"] + seal.counts["hardlinks"]
     except FileNotFoundError:
+        return False
+    except Damaged as error:  # no file at all
+        store.set_aside(path, None)
+        report.warnings.append(f"what was in the place of this key's entry was set aside: {error}")
         return False
     except Unreadable as error:
         report.warnings.append(f"the stored entry of this key cannot be read and is replaced: {error}")
@@ -211,8 +225,8 @@ def _save(
                     written = _write(request, store, identity, walk, temp)
                     outcome = store.publish(temp, identity, replace=request.force)
                     if outcome == "exists" and not _exists(store, identity, report):
-                        # The entry in the way was damaged and is gone now.
-                        outcome = store.publish(temp, identity, replace=False)
+                        # The entry in the way was damaged and is gone now; or it is still there, and not trusted.
+                        outcome = store.publish(temp, identity, replace=store.trust.required)
             except BaseRotten:
                 assert base is not None
                 _drop_base(store, base, report)
@@ -318,6 +332,7 @@ def _write(
             describe=describe,
             before_writing=reserve,
             progress=request.progress,
+            trust=store.trust,
         )
     except CachekitError:
         raise
