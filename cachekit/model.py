@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cachekit.errors import InvalidRequest
+from cachekit.trust import ANYONE, Trust
 
 __all__ = [
     "JOURNAL_NAME",
@@ -140,10 +141,11 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class StoreAddress:
-    """Which store is meant and which part of it: a directory and a namespace."""
+    """Which store is meant and which part of it: a directory and a namespace; and whose entries are used there."""
 
     path: str
     namespace: Namespace = Namespace()
+    trust: Trust = ANYONE
 
     @classmethod
     def of(cls, address: StoreAddress | str) -> StoreAddress:
@@ -277,7 +279,11 @@ SaveStatus = Literal["saved", "exists", "in-progress"]
 
 @dataclass(slots=True)
 class SaveReport:
-    """What a save did. Sizes in bytes, times in seconds. ``files`` counts regular files and hard links."""
+    """What a save did. Sizes in bytes, times in seconds. ``files`` counts regular files and hard links.
+
+    ``base`` is the key of the entry from which the save started, ``copied_bytes`` how much of the archive was taken
+    over from it; ``unchanged`` says that it holds the same members, times and contents.
+    """
 
     status: SaveStatus
     key: str
@@ -289,6 +295,9 @@ class SaveReport:
     members: int = 0
     content_bytes: int = 0
     archive_bytes: int = 0
+    base: str | None = None
+    copied_bytes: int = 0
+    unchanged: bool = False
     skipped: dict[str, int] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -347,10 +356,13 @@ class VerifyReport:
     key: str | None
     ok: bool
     depth: str
-    verdict: Literal["ok", "damaged", "unsafe", "unsupported", "unreadable", "missing"]
+    verdict: Literal["ok", "damaged", "forged", "unsafe", "unsupported", "untrusted", "unreadable", "missing"]
     error: dict[str, object] | None = None
     archive_bytes: int = 0
     content_bytes: int = 0
     files: int = 0
     identity: str | None = None
+    #: What its signature is worth (``trust.Standing``), and the id of the key; unknown if the seal is damaged.
+    signature: str | None = None
+    key_id: str | None = None
     seconds: float = 0.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cachekit.archive.check import check_members
+from cachekit.archive.check import check_archive
 from cachekit.archive.format import KIND_NAMES, LINK_KINDS
 from cachekit.archive.read import Archive, open_archive
 from cachekit.cache.verify import entries_of, is_file_argument, is_path
@@ -16,6 +16,7 @@ from cachekit.errors import Missed
 from cachekit.model import StoreAddress
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import this_platform
+from cachekit.trust import ANYONE, Trust
 
 __all__ = ["EntryLine", "Member", "find_archive", "list_entries", "manifest", "members"]
 
@@ -38,6 +39,8 @@ class EntryLine:
     problem: str | None = None
     used_ns: int | None = None
     pinned: bool = False
+    #: What its signature is worth (``trust.Standing``).
+    signature: str | None = None
 
 
 def list_entries(store: StoreAddress | str, prefix: str = "") -> list[EntryLine]:
@@ -67,6 +70,7 @@ def list_entries(store: StoreAddress | str, prefix: str = "") -> list[EntryLine]
                 [str(target) for target in seal.targets],
                 None,
                 *marks,
+                signature=candidate.signed.standing if candidate.signed else None,
             )
         )
     return lines
@@ -89,10 +93,18 @@ def find_archive(name: str, store: StoreAddress | str) -> bytes:
     )
 
 
-def manifest(path: bytes) -> dict[str, Any]:
-    """Return the seal's JSON object, with the entry's identity and size. Raises Refused, Unreadable, Missed."""
-    with _opened(path) as archive:
-        return {"identity": archive.seal.identity, "archive_bytes": archive.size, **archive.seal.as_json()}
+def manifest(path: bytes, trust: Trust = ANYONE) -> dict[str, Any]:
+    """Return the seal's JSON object, with the entry's identity, size and signature. Raises Refused, Unreadable, Missed.
+
+    To look at an entry is not to use it: what is not trusted is shown as such, only what is forged is refused.
+    """
+    with _opened(path, trust) as archive:
+        return {
+            "identity": archive.seal.identity,
+            "archive_bytes": archive.size,
+            "signature": archive.signed,
+            **archive.seal.as_json(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +124,9 @@ class Member:
 
 def members(path: bytes) -> Iterator[Member]:
     """Yield an entry's members, the index checked before. Raises Refused, Unreadable, Missed."""
-    with _opened(path) as archive:
+    with _opened(path, ANYONE) as archive:
         index = archive.index
-        check_members(archive.seal, index)
+        check_archive(archive)
         links = iter(index.links)
         ordinal = 0
         for row, kind in enumerate(index.kinds):
@@ -136,9 +148,9 @@ def members(path: bytes) -> Iterator[Member]:
 
 
 @contextlib.contextmanager
-def _opened(path: bytes) -> Iterator[Archive]:
+def _opened(path: bytes, trust: Trust) -> Iterator[Archive]:
     try:
-        with open_archive(path) as archive:
+        with open_archive(path, trust.for_looking().within(None), follow=True) as archive:
             yield archive
     except FileNotFoundError:
         raise Missed("there is no such file", path=path) from None

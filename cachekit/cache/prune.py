@@ -152,7 +152,8 @@ def _prune(request: PruneRequest, report: PruneReport, stores: list[DirectorySto
             changed = _execute(by_name, plan, held, lines)
             for store in stores:
                 store.sweep_marks()
-                sweep_events(store.directory("events"), now)
+                with contextlib.suppress(OSError), store.part("events") as ledger:
+                    sweep_events(ledger, now)
             removed_now = [line for line in lines if line.result == "removed"]
             report.removed_bytes += changed
             report_room = _settled(stores[0], report_room, changed)

@@ -61,10 +61,16 @@ def store_stats(
 
     def events() -> Iterator[dict[str, Any]]:
         for store in stores:
-            for event in reader.events(store.directory("events"), since):
-                # Where it lies counts, not what it says: a namespace's writers cannot speak for another.
-                event["namespace"] = store.namespace.text
-                yield event
+            try:
+                with store.part("events") as ledger:
+                    for event in reader.events(ledger, since):
+                        # Where it lies counts, not what it says: a namespace's writers cannot speak for another.
+                        event["namespace"] = store.namespace.text
+                        yield event
+            except FileNotFoundError:
+                continue
+            except OSError:
+                reader.unreadable += 1
 
     stats = gather(events())
     sizes = [_size(store) for store in stores]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cachekit.archive.check import check_members
+from cachekit.archive.check import check_archive
 from cachekit.archive.extract import Progress, check_contents, check_frames
 from cachekit.archive.read import Archive, open_archive
 from cachekit.errors import CachekitError, InvalidRequest, Refused, Unreadable
@@ -61,7 +61,8 @@ def verify(request: VerifyRequest) -> Iterator[VerifyReport]:
                 yield _verify(store, candidate.path, request, candidate.name, name)
         if not found and is_file_argument(name):
             own = os.path.basename(name)
-            yield _verify(store, os.fsencode(name), request, own if ENTRY_NAME.fullmatch(own) else None)
+            filed_as = own if ENTRY_NAME.fullmatch(own) else None
+            yield _verify(store, os.fsencode(name), request, filed_as, lone=True)
         elif not found:
             message = "the store has no entry with this key, and there is no such file"
             yield VerifyReport(
@@ -110,14 +111,19 @@ def _verify(
     request: VerifyRequest,
     filed_as: str | None,
     key: str | None = None,
+    *,
+    lone: bool = False,
 ) -> VerifyReport:
     begin = time.perf_counter()
     report = VerifyReport(os.fsdecode(path), key, ok=False, depth=request.depth, verdict="ok")
     try:
-        with open_archive(path) as archive:
+        # A lone file has no namespace: whichever it was signed for is right.
+        trust = store.trust.within(None) if lone else store.trust
+        with open_archive(path, trust, follow=lone) as archive:
             report.archive_bytes = archive.size
             seal = archive.seal
             report.key, report.identity = seal.key, seal.identity
+            report.signature, report.key_id = archive.signed.standing, archive.signed.key_id
             report.content_bytes = seal.content_bytes
             report.files = seal.counts.get("files", 0) + seal.counts.get("hardlinks", 0)
             if filed_as is not None:
@@ -143,7 +149,7 @@ def climb(archive: Archive, depth: Depth, progress: Progress | None = None) -> N
     level = DEPTHS.index(depth)
     _ = archive.seal
     if level >= DEPTHS.index("index"):
-        check_members(archive.seal, archive.index)
+        check_archive(archive)
     if depth == "frames":
         check_frames(archive, worker_count(), progress)
     elif depth == "contents":

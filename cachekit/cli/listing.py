@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cachekit.cache.listing import EntryLine, Member, find_archive, list_entries, manifest, members
-from cachekit.cli.options import common, json_option, parse_text, store_option
+from cachekit.cli.options import common, json_option, parse_text, store_option, trust_of, with_trust
 from cachekit.cli.render import count, printable, size, to_json
 from cachekit.store.directory import DirectoryStore
 
@@ -46,7 +46,7 @@ def ls(prefix: str, store: str, quarantine: bool, as_json: bool) -> int:
             click.echo(f"{_when(when)}  {size(length):>10}  {printable(name)}")
         click.echo(f"{len(found)} in quarantine; kept for 7 days, at most 2 of a family", err=True)
         return 0
-    entries = list_entries(store, prefix)
+    entries = list_entries(with_trust(store, "none"), prefix)
     if as_json:
         click.echo(to_json(entries))
         return 0
@@ -65,10 +65,16 @@ def _line(entry: EntryLine) -> str:
     if entry.problem is not None:
         file = printable(entry.entry)
         return f"{'refused':<20}  {size(entry.archive_bytes):>10}  {file}: {printable(entry.problem)}"
+    signed = {
+        "valid": "  signed",
+        "unknown-key": "  signed by an unknown key",
+        "elsewhere": "  signed for elsewhere",
+    }
     used = f", used {_when(entry.used_ns)}" if entry.used_ns is not None else ""
+    facts = f"{printable(entry.platform)}{used}{', pinned' if entry.pinned else ''}"
     return (
         f"{_when(entry.created_ns)}  {size(entry.archive_bytes):>10}  {entry.files:>7} files  "
-        f"{printable(entry.key)}  ({printable(entry.platform)}{used}{', pinned' if entry.pinned else ''})"
+        f"{printable(entry.key)}  ({facts}){signed.get(entry.signature or '', '')}"
     )
 
 
@@ -97,7 +103,7 @@ def show(name: str, store: str, whole: bool, files: bool, as_json: bool) -> int:
         for member in members(path):
             click.echo(_member(member))
         return 0
-    data = manifest(path)
+    data = manifest(path, trust_of("none"))
     if as_json or whole:
         click.echo(to_json(data))
         return 0
@@ -134,6 +140,7 @@ def _summary(data: dict[str, Any], path: bytes) -> list[tuple[str, object]]:
         ("content", size(data["content_bytes"])),
         ("archive", f"{size(data['archive_bytes'])} in {data['frames']} frames, level {data['level']}"),
         ("identity", data["identity"]),
+        ("signature", data["signature"]),
         ("made by", ", ".join(f"{name} {version}" for name, version in sorted(data["versions"].items()))),
         ("file", path),
     ]

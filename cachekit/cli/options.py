@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from typing import Any, TypeVar
 import click
 
 from cachekit.errors import InvalidRequest
-from cachekit.model import parse_size
+from cachekit.model import StoreAddress, parse_size
 from cachekit.store.layout import default_store
+from cachekit.system.keyring import load_keys
+from cachekit.trust import Trust, TrustMode
 
 __all__ = [
     "common",
@@ -22,6 +25,9 @@ __all__ = [
     "parse_text",
     "soft_fail",
     "store_option",
+    "trust_of",
+    "trust_option",
+    "with_trust",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -103,6 +109,31 @@ def store_option(function: F) -> F:
         show_default="$CACHEKIT_STORE or ~/.cache/cachekit",
         help="Where the entries are kept.",
     )(function)
+
+
+def trust_option(function: F) -> F:
+    """``--trust``."""
+    return click.option(
+        "--trust",
+        type=click.Choice(["hmac", "none"]),
+        envvar="CACHEKIT_TRUST",
+        help="hmac: use only entries signed with a key of $CACHEKIT_HMAC_KEY (or ..._FILE); none: any whole entry.  "
+        "[default: hmac if there is a key]",
+    )(function)
+
+
+def trust_of(mode: TrustMode | None) -> Trust:
+    """Return the policy that was chosen, with the keys of the environment. Raises InvalidRequest for a bad key.
+
+    Without a choice a key means hmac: whoever gives one does not expect that entries without it are used.
+    """
+    keys = load_keys()
+    return Trust(mode == "hmac" if mode else bool(keys), keys)
+
+
+def with_trust(store: StoreAddress | str, mode: TrustMode | None) -> StoreAddress:
+    """Return the store's address with the policy that was chosen. Raises InvalidRequest for a bad key."""
+    return dataclasses.replace(StoreAddress.of(store), trust=trust_of(mode))
 
 
 def soft_fail(function: F) -> F:

@@ -18,14 +18,20 @@ from cachekit.cli.options import (
     parse_text,
     soft_fail,
     store_option,
+    trust_option,
+    with_trust,
 )
 from cachekit.cli.outputs import check_dotenv, warn, write_outputs
 from cachekit.cli.progress import ProgressBar
 from cachekit.cli.render import count, details, printable, size, to_json
 from cachekit.errors import CachekitError, InvalidRequest, Missed, Refused, Unreadable
 from cachekit.model import RestoreReport
+from cachekit.trust import TrustMode
 
 __all__ = ["restore"]
+
+#: So many untrusted entries are told of one by one: a store that was never signed may be full of them.
+_UNTRUSTED_LINES = 3
 
 
 @click.command(short_help="Restore the entry of a key, or of a restore key.")
@@ -83,6 +89,7 @@ __all__ = ["restore"]
     metavar="SECONDS",
     help="How long to wait for another restore of the same target.",
 )
+@trust_option
 @soft_fail
 @json_option
 @common
@@ -94,12 +101,14 @@ def restore(
     fail_on_miss: bool,
     strict: bool,
     dotenv: str | None,
+    trust: TrustMode | None,
     **options: Any,
 ) -> int:
     """Restore PATHs (or all targets of the entry under the root) from the cache.
 
     Nothing is written unless the entry is whole: size, checksums, structure, every file. A damaged entry is refused
-    and set aside (exit 0, status "refused"): the job goes on as after a miss.
+    and set aside (exit 0, status "refused"): the job goes on as after a miss. With --trust hmac the same holds for an
+    entry that is not signed with one of your keys, but it stays in the store for jobs that ask for no signature.
 
     In GitHub Actions the outputs cache-hit (true only for the exact key), status, matched-key, bytes, files and
     seconds are written to $GITHUB_OUTPUT.
@@ -114,11 +123,12 @@ def restore(
     check_dotenv(dotenv)
     options["paths"], options["restore_keys"] = list(options["paths"]), list(options["restore_keys"])
     mode: Any = "in-place" if in_place else "replace" if replace else "merge"
+    asked = options | {"store": with_trust(options["store"], trust)}
     progress = ProgressBar("restoring")
     try:
         with failures("restore", options["key"], options["store"]):
             report = restore_entry(
-                RestoreRequest(mode=mode, replace_extras=in_place and replace, progress=progress, **options)
+                RestoreRequest(mode=mode, replace_extras=in_place and replace, progress=progress, **asked)
             )
     except CachekitError:
         # Without this a step that asks for cache-hit after a failed restore (--soft-fail) would get an empty text.
@@ -151,9 +161,12 @@ def _write_outputs(report: RestoreReport, status: str, dotenv: str | None) -> No
 
 def _tell(report: RestoreReport, restore_keys: list[str], store: str) -> None:
     """Tell people: what was passed over and why, warnings, the closing line."""
+    untrusted = [line for line in report.tried if line["verdict"] == "untrusted"]
     for line in report.tried:
-        if line["verdict"] != "miss":
+        if line["verdict"] != "miss" and line not in untrusted[_UNTRUSTED_LINES:]:
             _tell_passed_over(line, aside=line["entry"] in report.quarantined)
+    if (more := len(untrusted) - _UNTRUSTED_LINES) > 0:
+        warn(f"{count(more, 'further entry', 'further entries')} not used (untrusted)")
     for warning in report.warnings:
         warn(warning)
     click.echo(closing_line(report, restore_keys, store), err=True)
@@ -201,7 +214,7 @@ def _code(report: RestoreReport, *, fail_on_miss: bool, strict: bool) -> int:
     """Return 0, or what --strict and --fail-on-miss ask for."""
     if strict:
         verdicts = {str(line["verdict"]) for line in report.tried}
-        if verdicts & {"damaged", "unsafe", "unsupported", "refused"}:
+        if verdicts & {"damaged", "forged", "unsafe", "unsupported", "untrusted", "refused"}:
             return Refused.exit_code
         if "unreadable" in verdicts:
             return Unreadable.exit_code

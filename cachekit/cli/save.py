@@ -22,6 +22,8 @@ from cachekit.cli.options import (
     parse_text,
     soft_fail,
     store_option,
+    trust_option,
+    with_trust,
 )
 from cachekit.cli.outputs import warn
 from cachekit.cli.progress import ProgressBar
@@ -29,6 +31,7 @@ from cachekit.cli.prune import after_save
 from cachekit.cli.render import count, printable, size, to_json
 from cachekit.errors import NoSpace
 from cachekit.model import SaveReport
+from cachekit.trust import TrustMode
 
 __all__ = ["save"]
 
@@ -93,6 +96,14 @@ _TO_BEGIN = 4 << 20
     type=parse_directory,
     help="With --make-room: the plan, as for cachekit clean.",
 )
+@click.option(
+    "--full", is_flag=True, help="Write everything anew, instead of starting from an earlier entry."
+)
+@click.option(
+    "--trust-mtime",
+    is_flag=True,
+    help="Take files with the size and mtime of an earlier entry for unchanged, without reading them.",
+)
 @click.option("--allow-empty", is_flag=True, help="Save a tree without any file.")
 @click.option(
     "--lock-timeout",
@@ -102,16 +113,23 @@ _TO_BEGIN = 4 << 20
     metavar="SECONDS",
     help="How long to wait for a restore of the same target.",
 )
+@trust_option
 @soft_fail
 @json_option
 @common
 def save(
-    as_json: bool, wait: bool, wait_timeout: float, make_room: bool, plan: str | None, **options: Any
+    as_json: bool,
+    wait: bool,
+    wait_timeout: float,
+    make_room: bool,
+    plan: str | None,
+    trust: TrustMode | None,
+    **options: Any,
 ) -> int:
     """Save PATHs under a key, whole or not at all.
 
     A PATH may be a file, a directory, a symlink (saved as a link) or a glob; ~ and absolute paths work. An existing
-    key is left as it is (exit 0, status "exists").
+    key is left as it is (exit 0, status "exists"). With a key in $CACHEKIT_HMAC_KEY the entry is signed.
 
     \b
     Examples:
@@ -123,7 +141,7 @@ def save(
     options["wait_seconds"] = wait_timeout if wait else 0.0
     progress = ProgressBar("saving")
     maker = options["make_room"] = _maker(plan, options, progress) if make_room else None
-    request = SaveRequest(progress=progress, **options)
+    request = SaveRequest(progress=progress, **options | {"store": with_trust(options["store"], trust)})
     try:
         with failures("save", request.key, request.store, request.family):
             report = _save(request, maker)

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -21,12 +22,13 @@ from cachekit.model import EntryIdentity, Key, StoreAddress, safe_prefix
 from cachekit.retention.quarantine import outstayed
 from cachekit.store import layout, pins, removal
 from cachekit.system.clock import now_ns
-from cachekit.system.files import open_directory
+from cachekit.system.files import exists, remove_tree
 from cachekit.system.locks import try_lock
 from cachekit.system.publish import TempFile, sweep
 from cachekit.system.space import FreeSpace, free_space
 from cachekit.system.state import state_directory
 from cachekit.system.steps import step
+from cachekit.trust import Signed
 
 __all__ = ["Candidate", "DirectoryStore", "Saver", "file_name_of"]
 
@@ -40,13 +42,18 @@ def file_name_of(seal: Seal) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An entry file of the store: its seal, or the error that reading the seal gave."""
+    """An entry file of the store: its seal, or the error that reading the seal gave.
+
+    The seal is what the entry says of itself, whoever wrote it: ``trusted`` tells whether it may be used.
+    """
 
     path: bytes
     name: str
     size: int
     seal: Seal | None
     error: CachekitError | None
+    signed: Signed | None = None
+    trusted: bool = False
 
 
 @dataclass(slots=True)
@@ -57,13 +64,24 @@ class Saver:
     fd: int
 
 
+def _read_name(fd: int) -> str:
+    """Return the digest in a lock file; nothing of what is no file."""
+    with contextlib.suppress(OSError):
+        return os.pread(fd, 32, 0).decode("ascii", "replace")
+    return ""
+
+
 class DirectoryStore:
-    """One namespace of the store at an address. Opening makes nothing; ``prepare`` makes what a save needs."""
+    """One namespace of the store at an address. Opening makes nothing; ``prepare`` makes what a save needs.
+
+    ``trust`` is the policy for its entries: whoever opens one to use it passes it on to ``open_archive``.
+    """
 
     def __init__(self, address: StoreAddress | str) -> None:
         address = StoreAddress.of(address)
         self.path = os.path.abspath(os.path.expanduser(address.path))
         self.namespace = address.namespace
+        self.trust = address.trust.within(self.namespace.text)
         self._base = layout.base_of(self.path, self.namespace)
 
     def directory(self, name: str) -> str:
@@ -81,29 +99,36 @@ class DirectoryStore:
     def sweep(self) -> int:
         """Remove abandoned temporary files and old quarantined entries; return how many. Best effort, never raises."""
         removed = 0
-        with contextlib.suppress(OSError):
-            fd = open_directory(os.fsencode(self.directory("tmp")), follow=True)
-            try:
-                removed = sweep(fd)
-            finally:
-                os.close(fd)
-        with contextlib.suppress(OSError):
-            removed += removal.finish_removals(self._base)
-        with contextlib.suppress(OSError):
-            removed += self._sweep_quarantine()
+        with contextlib.suppress(OSError), self.part("tmp") as fd:
+            removed = sweep(fd)
+            with self.part("entries") as entries:
+                removed += removal.finish_removals(fd, entries, self.is_pinned)
+        with contextlib.suppress(OSError), self.part("quarantine") as fd:
+            removed += self._sweep_quarantine(fd)
         return removed
 
-    def _sweep_quarantine(self) -> int:
-        with os.scandir(self.directory("quarantine")) as entries:
+    @contextlib.contextmanager
+    def part(self, name: str, *, make: bool = False) -> Iterator[int]:
+        """Give a descriptor of one of the namespace's directories: what is made, moved or removed goes through it.
+
+        No link below the store's path is followed (``layout.open_part``). Raises OSError.
+        """
+        fd = layout.open_part(self.path, self.namespace, name, make=make)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _sweep_quarantine(self, fd: int) -> int:
+        with os.scandir(fd) as entries:
             found = [
-                (entry.path, layout.family_of(entry.name), entry.stat(follow_symlinks=False).st_ctime_ns)
+                (entry.name, layout.family_of(entry.name), entry.stat(follow_symlinks=False).st_ctime_ns)
                 for entry in entries
             ]
         removed = 0
-        for path in outstayed(found, now_ns()):
+        for name in outstayed(found, now_ns()):
             with contextlib.suppress(OSError):
-                os.unlink(path)
-                removed += 1
+                removed += bool(remove_tree(os.fsencode(name), dir_fd=fd))
         return removed
 
     @contextlib.contextmanager
@@ -125,6 +150,13 @@ class DirectoryStore:
                 path=self.path,
                 have=space.available if space else None,
                 errno=error.errno,
+            )
+        if isinstance(error, layout.MisplacedPart):
+            return StoreUnavailable(
+                f"cannot {what} the store: what should be a directory of it is a link, or a file",
+                path=error.filename,
+                errno=error.errno,
+                hint="cachekit makes no links there: find out who did before removing it",
             )
         hint = "check that the directory exists and that you may write to it, or choose another with --store"
         return StoreUnavailable(
@@ -159,8 +191,9 @@ class DirectoryStore:
     def entries(self, prefix: str = "") -> list[Candidate]:
         """Return all entries whose key begins with ``prefix``, by name. Raises StoreUnavailable."""
         try:
-            names = sorted(os.listdir(self.directory("entries")))
-        except (FileNotFoundError, NotADirectoryError):
+            with self.part("entries") as fd:
+                names = sorted(os.listdir(fd))
+        except FileNotFoundError:
             return []
         except OSError as error:
             raise self.explain(error, "read") from None
@@ -176,14 +209,16 @@ class DirectoryStore:
         return found
 
     def look(self, name: str) -> Candidate | None:
-        """Read the seal of the entry file ``name``; None if there is no such file."""
+        """Read the seal of the entry file ``name``, also of one that is not trusted; None if there is no such file."""
         path = self.entry_path(name)
         size = 0
         try:
-            with open_archive(path) as archive:
+            with open_archive(path, self.trust.for_looking()) as archive:
                 size = archive.size
                 self.check_filing(archive, name)
-                return Candidate(path, name, size, archive.seal, None)
+                signed = archive.signed
+                trusted = not self.trust.required or signed.standing == "valid"
+                return Candidate(path, name, size, archive.seal, None, signed, trusted)
         except FileNotFoundError:
             return None
         except CachekitError as error:
@@ -204,12 +239,10 @@ class DirectoryStore:
 
     def mark_used(self, name: str) -> None:
         """Note that the entry was used now: the mtime of ``used/<entry>``. Best effort."""
-        with contextlib.suppress(OSError):
-            fd = os.open(
-                os.path.join(self.directory("used"), name),
-                os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
-                0o660,
-            )
+        with contextlib.suppress(OSError), self.part("used") as directory:
+            # O_NONBLOCK: a fifo in its place must not make us wait.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(name, flags, 0o660, dir_fd=directory)
             try:
                 os.utime(fd)
             finally:
@@ -224,15 +257,17 @@ class DirectoryStore:
         Keys share 256 lock files. A stripe that another key's saver holds means "unlocked": two savers of one key are
         harmless, so nobody waits for a stranger.
         """
-        path = os.path.join(self.directory("locks"), identity.digest[:2])
-        with self._trouble("lock"):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+        with self._trouble("lock"), self.part("locks") as locks:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(identity.digest[:2], flags, 0o660, dir_fd=locks)
         try:
             if try_lock(fd):
+                # With a second name it is somebody's file that was linked here to be overwritten.
                 with contextlib.suppress(OSError):  # a full disk: then waiters see no name and do not wait
-                    os.pwrite(fd, identity.digest.encode(), 0)
+                    if os.fstat(fd).st_nlink == 1:
+                        os.pwrite(fd, identity.digest.encode(), 0)
                 yield Saver("held", fd)
-            elif os.pread(fd, 32, 0).decode("ascii", "replace") == identity.digest:
+            elif _read_name(fd) == identity.digest:
                 yield Saver("busy", fd)
             else:
                 yield Saver("unlocked", fd)
@@ -244,7 +279,7 @@ class DirectoryStore:
     def temporary(self, identity: EntryIdentity) -> Iterator[TempFile]:
         """Give a temporary file for a new entry, removed unless published. Raises StoreUnavailable, NoSpace."""
         with self._trouble("write to"):
-            fd = open_directory(os.fsencode(self.directory("tmp")), follow=True)
+            fd = layout.open_part(self.path, self.namespace, "tmp")
         try:
             with self._trouble("write to"):
                 temp = TempFile(fd, identity.digest)
@@ -257,12 +292,8 @@ class DirectoryStore:
         self, temp: TempFile, identity: EntryIdentity, *, replace: bool
     ) -> Literal["published", "exists"]:
         """Give a finished temporary file its name. "exists": another whole entry has it. Raises StoreUnavailable."""
-        with self._trouble("publish in"):
-            fd = open_directory(os.fsencode(self.directory("entries")), follow=True)
-            try:
-                return temp.publish(identity.file_name, fd, replace=replace)
-            finally:
-                os.close(fd)
+        with self._trouble("publish in"), self.part("entries") as fd:
+            return temp.publish(identity.file_name, fd, replace=replace)
 
     # Retention
 
@@ -271,9 +302,8 @@ class DirectoryStore:
 
         Marks of use carry the time of whoever keeps the files, on a shared filesystem the server's.
         """
-        with contextlib.suppress(OSError):
-            path = os.path.join(self.directory("locks"), "store")
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with contextlib.suppress(OSError), self.part("locks") as locks:
+            fd = os.open("store", os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=locks)
             try:
                 os.utime(fd)
                 return min(now_ns(), os.fstat(fd).st_mtime_ns)
@@ -284,9 +314,9 @@ class DirectoryStore:
     @contextlib.contextmanager
     def prune_lock(self) -> Iterator[bool]:
         """Hold the right to prune for the time of a block; False if another process has it. Raises StoreUnavailable."""
-        path = os.path.join(self.directory("locks"), "store")
-        with self._trouble("lock"):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+        with self._trouble("lock"), self.part("locks") as locks:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open("store", flags, 0o660, dir_fd=locks)
         try:
             yield try_lock(fd)
         finally:
@@ -296,12 +326,12 @@ class DirectoryStore:
         """Return the regular files of a directory with what they are, by name. Raises StoreUnavailable."""
         found = []
         try:
-            with os.scandir(self.directory(name)) as entries:
+            with self.part(name) as fd, os.scandir(fd) as entries:
                 for entry in entries:
                     with contextlib.suppress(FileNotFoundError):
                         if entry.is_file(follow_symlinks=False):
                             found.append((entry.name, entry.stat(follow_symlinks=False)))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return []
         except OSError as error:
             raise self.explain(error, "read") from None
@@ -310,7 +340,7 @@ class DirectoryStore:
     def last_uses(self) -> dict[str, int]:
         """Return the marks of last use, in ns, by entry. Best effort: what cannot be read is left out."""
         found = {}
-        with contextlib.suppress(OSError), os.scandir(self.directory("used")) as entries:
+        with contextlib.suppress(OSError), self.part("used") as fd, os.scandir(fd) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
                     found[entry.name] = entry.stat(follow_symlinks=False).st_mtime_ns
@@ -318,18 +348,37 @@ class DirectoryStore:
 
     def pins(self) -> set[str]:
         """Return the names of the entries that are pinned. Raises StoreUnavailable: a pin that is unknown is no pin."""
-        with self._trouble("read"):
-            return pins.pinned(self._base)
+        try:
+            with self.part("pinned") as fd:
+                return {name for name in os.listdir(fd) if layout.ENTRY_NAME.fullmatch(name)}
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise self.explain(error, "read") from None
+
+    def is_pinned(self, name: str) -> bool:
+        """Return True if the entry is pinned now. Raises OSError."""
+        try:
+            with self.part("pinned") as fd:
+                return exists(name, dir_fd=fd)
+        except FileNotFoundError:
+            return False
 
     def pin(self, name: str) -> bool:
         """Pin an entry: no budget removes it. False if there is no such entry. Raises StoreUnavailable, NoSpace."""
-        with self._trouble("write to"):
-            return pins.pin(self._base, name)
+        # Made if it is missing: stores from before there were pins have no directory for them.
+        with self._trouble("write to"), self.part("entries") as entries, self.part("pinned", make=True) as fd:
+            return pins.pin(name, fd, entries)
 
     def unpin(self, name: str) -> bool:
         """Take a pin away; False if there was none. Raises StoreUnavailable."""
-        with self._trouble("write to"):
-            return pins.unpin(self._base, name)
+        try:
+            with self.part("pinned") as fd:
+                return pins.unpin(name, fd)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self.explain(error, "write to") from None
 
     def remove(
         self, name: str, planned: removal.FileIdentity, *, unused_since: int | None = None
@@ -339,52 +388,57 @@ class DirectoryStore:
         That is a time in ns. A save that replaces the entry meanwhile wins, and so does a pin; readers that have it
         open finish. Raises OSError.
         """
+        with self.part("entries") as entries, self.part("tmp") as tmp, self.part("used") as used:
 
-        def spare() -> bool:
-            if pins.is_pinned(self._base, name):
-                return True
-            with contextlib.suppress(OSError):
-                marked = os.lstat(os.path.join(self.directory("used"), name)).st_mtime_ns
-                return unused_since is not None and marked > unused_since
-            return False
+            def spare() -> bool:
+                if self.is_pinned(name):
+                    return True
+                with contextlib.suppress(OSError):
+                    marked = os.lstat(name, dir_fd=used).st_mtime_ns
+                    return unused_since is not None and marked > unused_since
+                return False
 
-        outcome = removal.remove_file(self._base, name, planned, spare=spare)
-        if outcome == "removed":
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(self.directory("used"), name))
-            step("prune.unmarked")
+            outcome = removal.remove_file(name, planned, entries, tmp, spare=spare)
+            if outcome == "removed":
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=used)
+                step("prune.unmarked")
         return outcome
 
     def remove_quarantined(self, name: str, planned: removal.FileIdentity) -> removal.Outcome:
         """Remove a file from quarantine if it is the ``planned`` one; its name was given once. Raises OSError."""
-        path = os.path.join(self.directory("quarantine"), name)
-        try:
-            if removal.FileIdentity.of(os.lstat(path)) != planned:
-                return "replaced"
-            os.unlink(path)
-        except FileNotFoundError:
-            return "gone"
+        with self.part("quarantine") as fd:
+            try:
+                if removal.FileIdentity.of(os.lstat(name, dir_fd=fd)) != planned:
+                    return "replaced"
+                os.unlink(name, dir_fd=fd)
+            except FileNotFoundError:
+                return "gone"
         return "removed"
 
     def sweep_marks(self) -> None:
         """Remove marks of use without an entry, and make removals durable. Best effort."""
-        with contextlib.suppress(OSError):
-            removal.sweep_marks(self._base)
+        with contextlib.suppress(OSError), self.part("entries") as entries, self.part("used") as used:
+            removal.sweep_marks(entries, used)
 
     # Setting aside
 
-    def set_aside(self, path: bytes, identity: tuple[int, int]) -> bool:
+    def set_aside(self, path: bytes, identity: tuple[int, int] | None) -> bool:
         """Move a damaged entry to quarantine, if its name still leads to the file that was read.
 
-        ``identity`` is the (device, inode) of what was read. On a read-only store the file goes on a deny list of this
-        user instead. Return True if it will not be served again.
+        ``identity`` is the (device, inode) of what was read; None for what could not be opened because it is no file,
+        and is moved only if that is still so. On a read-only store the file goes on a deny list of this user instead.
+        Return True if it will not be served again.
         """
         try:
-            info = os.lstat(path)
-            if (info.st_dev, info.st_ino) != identity:
-                return True  # replaced in the meantime: the damaged one is gone already
             name = os.path.basename(os.fsdecode(path))
-            os.rename(path, os.path.join(self.directory("quarantine"), f"{name}.{now_ns()}"))  # noqa: TID251 - a move
+            with self.part("entries") as entries, self.part("quarantine") as aside:
+                info = os.lstat(name, dir_fd=entries)
+                if identity is None and stat.S_ISREG(info.st_mode):
+                    return False
+                if identity not in {None, (info.st_dev, info.st_ino)}:
+                    return True  # replaced in the meantime: the damaged one is gone already
+                os.rename(name, f"{name}.{now_ns()}", src_dir_fd=entries, dst_dir_fd=aside)  # noqa: TID251 - a move
         except FileNotFoundError:
             return not os.path.lexists(path)
         except OSError as error:
@@ -416,7 +470,7 @@ class DirectoryStore:
     def quarantined(self) -> list[tuple[str, int, int]]:
         """Return (file name, bytes, set aside at, in ns) of the entries in quarantine."""
         try:
-            with os.scandir(self.directory("quarantine")) as entries:
+            with self.part("quarantine") as fd, os.scandir(fd) as entries:
                 found = [(e.name, e.stat(follow_symlinks=False)) for e in entries]
         except OSError:
             return []

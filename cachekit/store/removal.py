@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from cachekit.store.pins import is_pinned
-from cachekit.system.files import exists, fsync_directory, opened, random_name
+from cachekit.system.files import exists, fsync_directory, random_name
 from cachekit.system.publish import put_back
 from cachekit.system.steps import step
 
@@ -47,36 +47,32 @@ class FileIdentity:
         return f"{self.device:x}-{self.inode:x}-{self.size:x}-{self.mtime_ns:x}"
 
 
-def remove_file(base: str, name: str, planned: FileIdentity, *, spare: Callable[[], bool]) -> Outcome:
-    """Remove an entry of the namespace at ``base`` if it is the ``planned`` file and not ``spare()``.
+def remove_file(
+    name: str, planned: FileIdentity, place: int, tmp: int, *, spare: Callable[[], bool]
+) -> Outcome:
+    """Remove ``name`` from the open directory ``place``, by way of ``tmp``, if it is ``planned`` and not ``spare()``.
 
     ``spare`` is asked last when the name is gone already, so nobody can say yes after it said no. Readers that have the
     file open go on reading it. Raises OSError.
     """
-    with (
-        opened(os.fsencode(os.path.join(base, "entries")), follow=True) as place,
-        opened(os.fsencode(os.path.join(base, "tmp")), follow=True) as tmp,
-    ):
-        try:
-            found = FileIdentity.of(os.lstat(name, dir_fd=place))
-        except FileNotFoundError:
-            return "gone"
-        if found != planned:
-            return "replaced"
-        if spare():
-            return "spared"
-        aside = f"{name}.{planned}.{random_name()}{_SUFFIX}"
-        try:
-            os.rename(name, aside, src_dir_fd=place, dst_dir_fd=tmp)  # noqa: TID251 - a move
-        except FileNotFoundError:
-            return "gone"
-        step("prune.aside")
-        return _judge(tmp, aside, place, name, planned, spare)
+    try:
+        found = FileIdentity.of(os.lstat(name, dir_fd=place))
+    except FileNotFoundError:
+        return "gone"
+    if found != planned:
+        return "replaced"
+    if spare():
+        return "spared"
+    aside = f"{name}.{planned}.{random_name()}{_SUFFIX}"
+    try:
+        os.rename(name, aside, src_dir_fd=place, dst_dir_fd=tmp)  # noqa: TID251 - a move
+    except FileNotFoundError:
+        return "gone"
+    step("prune.aside")
+    return _judge(tmp, aside, place, planned, spare)
 
 
-def _judge(
-    tmp: int, aside: str, place: int, name: str, planned: FileIdentity, spare: Callable[[], bool]
-) -> Outcome:
+def _judge(tmp: int, aside: str, place: int, planned: FileIdentity, spare: Callable[[], bool]) -> Outcome:
     """Decide about a file that was moved aside: remove it, or put it back."""
     try:
         right = FileIdentity.of(os.lstat(aside, dir_fd=tmp)) == planned
@@ -88,45 +84,43 @@ def _judge(
         step("prune.removed")
         return "removed"
     with contextlib.suppress(FileNotFoundError):
-        put_back(aside, tmp, name, place)
+        put_back(aside, tmp, _name_of(aside), place)
     return "spared" if right else "replaced"
 
 
-def finish_removals(base: str) -> int:
-    """End what killed prunes began in the namespace at ``base``; return how many. Raises OSError."""
+def _name_of(aside: str) -> str:
+    match = _ASIDE.fullmatch(aside)
+    assert match is not None
+    return match[1]
+
+
+def finish_removals(tmp: int, place: int, pinned: Callable[[str], bool]) -> int:
+    """End what killed prunes left aside in the open directory ``tmp``; return how many. Raises OSError."""
     ended = 0
-    with opened(os.fsencode(os.path.join(base, "tmp")), follow=True) as tmp:
-        for aside in os.listdir(tmp):
-            match = _ASIDE.fullmatch(aside)
-            if match is None:
-                continue
-            name = match[1]
+    for aside in os.listdir(tmp):
+        match = _ASIDE.fullmatch(aside)
+        if match is not None:
             planned = FileIdentity(*(int(number, 16) for number in match.groups()[1:]))
-            with opened(os.fsencode(os.path.join(base, "entries")), follow=True) as place:
-                _judge(tmp, aside, place, name, planned, lambda name=name: is_pinned(base, name))  # type: ignore[misc]
+            _judge(tmp, aside, place, planned, functools.partial(pinned, match[1]))
             ended += 1
     return ended
 
 
-def sweep_marks(base: str) -> int:
+def sweep_marks(place: int, used: int) -> int:
     """Remove the times of use of entries that are not there any more; return how many. Raises OSError.
 
     A save that publishes the entry at this very moment may lose its first mark: then its own time counts.
     """
     removed = 0
-    with (
-        opened(os.fsencode(os.path.join(base, "entries")), follow=True) as place,
-        opened(os.fsencode(os.path.join(base, "used")), follow=True) as used,
-    ):
-        for name in os.listdir(used):
-            if not exists(name, dir_fd=place):
-                try:
-                    os.unlink(name, dir_fd=used)
-                    removed += 1
-                except OSError as error:
-                    if error.errno not in {errno.ENOENT, errno.EISDIR, errno.EPERM}:
-                        raise
-        step("prune.marks-swept")
-        with contextlib.suppress(OSError):  # an entry that a power failure brings back is pruned again
-            fsync_directory(place)
+    for name in os.listdir(used):
+        if not exists(name, dir_fd=place):
+            try:
+                os.unlink(name, dir_fd=used)
+                removed += 1
+            except OSError as error:
+                if error.errno not in {errno.ENOENT, errno.EISDIR, errno.EPERM}:
+                    raise
+    step("prune.marks-swept")
+    with contextlib.suppress(OSError):  # an entry that a power failure brings back is pruned again
+        fsync_directory(place)
     return removed

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from cachekit.model import StoreAddress
-from cachekit.store.layout import base_of
+from cachekit.store.layout import open_part
 from cachekit.system.clock import now_ns
 from cachekit.system.files import opened
 from cachekit.system.machine import machine_name
@@ -54,8 +54,9 @@ def record(address: StoreAddress | str, events: Iterable[Event]) -> int:
 
 
 def _append(address: StoreAddress, events: Iterable[Event]) -> Iterator[int]:
-    base = base_of(os.path.abspath(os.path.expanduser(address.path)), address.namespace)
-    with opened(os.fsencode(base), follow=True) as place:
+    path = os.path.abspath(os.path.expanduser(address.path))
+    place = open_part(path, address.namespace, "")
+    try:
         with contextlib.suppress(FileExistsError):  # stores made before there were events have none
             os.mkdir("events", 0o750, dir_fd=place)
         with opened(b"events", dir_fd=place) as folder:
@@ -74,6 +75,8 @@ def _append(address: StoreAddress, events: Iterable[Event]) -> Iterator[int]:
                     yield not cut
             finally:
                 os.close(fd)
+    finally:
+        os.close(place)
 
 
 def _line(event: Event) -> bytes:
@@ -92,12 +95,15 @@ def _month(moment_ns: int) -> str:
     return time.strftime("%Y-%m", time.gmtime(max(0, moment_ns) // 1_000_000_000))
 
 
-def sweep(directory: str, now: int) -> int:
-    """Remove the files of months that ended more than 13 months ago; return how many. Best effort, never raises."""
+def sweep(folder: int, now: int) -> int:
+    """Remove the files of months that ended more than 13 months ago from an open directory; return how many.
+
+    Best effort, never raises.
+    """
     moment = time.gmtime(max(0, now) // 1_000_000_000)
     oldest = moment.tm_year * 12 + moment.tm_mon - KEPT_MONTHS
     removed = 0
-    with contextlib.suppress(OSError), opened(os.fsencode(directory)) as folder:
+    with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             match = _NAME.fullmatch(name)
             if match and int(match[1]) * 12 + int(match[2]) < oldest:
@@ -114,22 +120,19 @@ class Reader:
     damaged: int = 0
     unreadable: int = 0
 
-    def events(self, directory: str, since: float = 0.0) -> Iterator[dict[str, Any]]:
+    def events(self, folder: int, since: float = 0.0) -> Iterator[dict[str, Any]]:
         """Yield the events of a ledger since then (seconds since 1970), file by file. No content makes it raise."""
         earliest = _month(int(max(0.0, since)) * 1_000_000_000)
         try:
-            names = sorted(os.listdir(directory))
-        except FileNotFoundError:
-            return
+            names = sorted(os.listdir(folder))
         except OSError:
             self.unreadable += 1
             return
         for name in names:
             match = _NAME.fullmatch(name)
-            # The month before too: a file's name and its lines are from one clock, but a command may end in the next.
             if match is None or f"{match[1]}-{match[2]}" < earliest:
                 continue
-            file = _opened(os.path.join(directory, name))
+            file = _opened(name, folder)
             if file is None:
                 self.unreadable += 1
                 continue
@@ -162,10 +165,10 @@ class Reader:
                 yield event
 
 
-def _opened(path: str) -> BinaryIO | None:
+def _opened(name: str, folder: int) -> BinaryIO | None:
     """Return a regular file opened for reading, None if it is something else or cannot be read."""
     try:
-        fd = os.open(path, _READ)
+        fd = os.open(name, _READ, dir_fd=folder)
     except OSError:
         return None
     if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -15,6 +15,7 @@ from cachekit.archive.read import Archive, open_archive
 from cachekit.model import EntryIdentity, Key, Namespace, Platform, StoreAddress
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import now_ns, this_platform
+from cachekit.trust import ANYONE
 from tests.support.archives import Member, directory, entry_of
 
 DAY_NS = 86_400 * 10**9
@@ -100,7 +101,7 @@ class Shelf:
 
     def content(self, key: str) -> bytes:
         """What the file `data` of an entry holds, everything before checked."""
-        with open_archive(bytes(self.path(key))) as archive:
+        with open_archive(bytes(self.path(key)), ANYONE) as archive:
             check_contents(archive, 1)
             return content_of(archive)
 

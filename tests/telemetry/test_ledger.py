@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cachekit.store.layout import MisplacedPart
 from cachekit.system import machine
+from cachekit.system.files import opened
 from cachekit.telemetry import events, ledger
 from cachekit.telemetry.ledger import Reader, record, sweep
 from tests.support.capabilities import requires
@@ -40,7 +42,11 @@ def an_event(**more: Any) -> events.Event:
 def read(shelf: Shelf) -> tuple[list[dict[str, Any]], Reader]:
     """Read all events, and how it went."""
     reader = Reader()
-    return list(reader.events(shelf.store.directory("events"))), reader
+    try:
+        with shelf.store.part("events") as folder:
+            return list(reader.events(folder)), reader
+    except MisplacedPart:
+        return [], reader
 
 
 def the_file(shelf: Shelf) -> Path:
@@ -214,10 +220,10 @@ def test_old_months_go(tmp_path: Path) -> None:
     names = ["a-2025-03.jsonl", "a-2025-04.jsonl", "b-c-2026-05.jsonl", "notes-2001.txt", "a-1999-13.jsonl"]
     for name in names:
         (tmp_path / name).touch()
-    assert sweep(str(tmp_path), NOW) == 1  # NOW is in May 2026
-    assert sorted(os.listdir(tmp_path)) == sorted(names[1:])
-    assert sweep(str(tmp_path), 0) == 0
-    assert sweep(str(tmp_path / "missing"), NOW) == 0
+    with opened(bytes(tmp_path)) as folder:
+        assert sweep(folder, NOW) == 1  # NOW is in May 2026
+        assert sorted(os.listdir(tmp_path)) == sorted(names[1:])
+        assert sweep(folder, 0) == 0
 
 
 def test_months_before_are_not_even_opened(shelf: Shelf) -> None:
@@ -227,7 +233,8 @@ def test_months_before_are_not_even_opened(shelf: Shelf) -> None:
     lines = [json.dumps(an_event(time=moment)) for moment in (1000.0, 1_700_000_000.0)]
     (folder / "a-2023-11.jsonl").write_text("\n".join(lines) + "\n")
     reader = Reader()
-    assert [e["time"] for e in reader.events(str(folder), 1_699_999_999.0)] == [1_700_000_000.0]
+    with opened(bytes(folder)) as there:
+        assert [e["time"] for e in reader.events(there, 1_699_999_999.0)] == [1_700_000_000.0]
     assert reader.damaged == 0
 
 
