@@ -99,9 +99,9 @@ class Shelf:
         """The keys of all entries that can be served, sorted."""
         return sorted(c.seal.key for c in self.store.entries() if c.seal is not None)
 
-    def content(self, key: str) -> bytes:
+    def content(self, key: str, platform: Platform | None = None) -> bytes:
         """What the file `data` of an entry holds, everything before checked."""
-        with open_archive(bytes(self.path(key)), ANYONE) as archive:
+        with open_archive(bytes(self.path(key, platform)), ANYONE) as archive:
             check_contents(archive, 1)
             return content_of(archive)
 
