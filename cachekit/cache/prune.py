@@ -73,6 +73,7 @@ class PruneReport:
 
     ``removed_bytes`` is the sum over removed files of which no name is left; ``freed`` what the filesystem says, with
     what others wrote in between. ``short``: limits that are not met because the rest is kept.
+    ``unreadable``: directories of namespaces that we may not read; what is in them is neither counted nor removed.
     """
 
     store: str
@@ -86,6 +87,7 @@ class PruneReport:
     available_before: int = 0
     available: int = 0
     short: list[Shortfall] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -124,7 +126,7 @@ def prune(request: PruneRequest) -> PruneReport:
 
 def _stores(request: PruneRequest, report: PruneReport) -> list[DirectoryStore]:
     try:
-        there = layout.namespaces(report.store)
+        there = layout.namespaces(report.store, report.unreadable)
     except OSError as error:
         raise DirectoryStore(report.store).explain(error, "read") from None
     for namespace in request.namespaces or ():

@@ -49,8 +49,9 @@ def store_stats(
     Raises StoreUnavailable.
     """
     path = os.path.abspath(os.path.expanduser(path))
+    denied: list[str] = []
     try:
-        there = layout.namespaces(path)
+        there = layout.namespaces(path, denied)
     except OSError as error:
         raise DirectoryStore(path).explain(error, "read") from None
     stores = [
@@ -74,7 +75,7 @@ def store_stats(
 
     stats = gather(events())
     sizes = [_size(store) for store in stores]
-    return StoreStats(path, since, stats, sizes, reader.damaged, reader.unreadable)
+    return StoreStats(path, since, stats, sizes, reader.damaged, reader.unreadable + len(denied))
 
 
 def _size(store: DirectoryStore) -> NamespaceSize:

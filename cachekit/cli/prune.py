@@ -88,6 +88,8 @@ def _tell(report: PruneReport, *, as_json: bool) -> None:
                 click.echo(_line(line))
     for warning in report.warnings:
         warn(warning)
+    if report.unreadable:
+        warn(f"left out, for lack of permission: {printable(sorted(report.unreadable))}")
     for one in report.short if report.dry_run else ():
         warn("limit would not be met: " + _short(one))
     click.echo(closing_line(report), err=True)

@@ -84,8 +84,11 @@ def open_part(path: str, namespace: Namespace, name: str, *, make: bool = False)
     return fd
 
 
-def namespaces(path: str) -> list[Namespace]:
-    """Return the namespaces of the store at ``path`` that have been made, scopes included, by name. Raises OSError."""
+def namespaces(path: str, denied: list[str] | None = None) -> list[Namespace]:
+    """Return the namespaces of the store at ``path`` that have been made, scopes included, by name. Raises OSError.
+
+    Directories below it that may not be read are added to ``denied``, or raise PermissionError where that is None.
+    """
     found: list[Namespace] = []
     stack = [""]
     while stack:
@@ -94,6 +97,11 @@ def namespaces(path: str) -> list[Namespace]:
             with os.scandir(os.path.join(path, VERSION, name)) as entries:
                 below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError:
+            if denied is None or not name:
+                raise
+            denied.append(name)
             continue
         if name and "entries" in below:
             with contextlib.suppress(InvalidRequest):

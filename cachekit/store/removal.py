@@ -68,6 +68,12 @@ def remove_file(
         os.rename(name, aside, src_dir_fd=place, dst_dir_fd=tmp)  # noqa: TID251 - a move
     except FileNotFoundError:
         return "gone"
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        # No room for one more name: a prune is what helps now. On such a disk no save can have replaced the entry.
+        os.unlink(name, dir_fd=place)
+        return "removed"
     step("prune.aside")
     return _judge(tmp, aside, place, planned, spare)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from cachekit.errors import InvalidRequest
 from tests.support.capabilities import requires
+from tests.support.cli import Cli, give
+from tests.support.filesystems import KINDS, of_kind
 from tests.support.in_process import Here
 from tests.support.processes import Result
 from tests.support.shelf import Shelf, damage
@@ -250,6 +253,47 @@ def test_a_read_only_store(here: Here, tmp_path: Path) -> None:
         assert shelf.keys() == ["k-1"]
         here("prune", "--store", disk.path / "store", "--max-entries=0", "--dry-run").expect()
         disk.writable()
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=requires(kind)) for kind in KINDS])
+def test_a_full_disk_is_pruned(here: Here, kind: str) -> None:
+    """With not a byte free, and no inode on those that count them, entries still go: that is when it is needed."""
+    with of_kind(kind) as disk:
+        shelf = Shelf(disk.path / "store")
+        for number in range(4):
+            shelf.put(f"k-{number}", os.urandom(200_000), used_days=number + 1)
+        disk.fill(0)
+        done = here("prune", "--store", disk.path / "store", "--max-entries=2", "--json").expect()
+        assert done.json()["removed"] == 2
+        assert shelf.keys() == ["k-0", "k-1"]
+        assert shelf.names("tmp") == []
+
+
+def test_no_room_for_one_more_name(here: Here, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where even moving a name aside fails for want of space, the entry is removed where it is."""
+    shelf.put("k-1", used_days=9)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", full)
+    assert here("prune", "--max-entries=0", "--json").expect().json()["removed"] == 1
+    assert shelf.keys() == []
+
+
+@requires("unprivileged")
+def test_namespaces_of_others_are_left_out(nobody_cli: Cli, open_path: Path) -> None:
+    """A namespace that may not be read is named in a warning; the others are pruned."""
+    mine, theirs = Shelf(open_path / "store"), Shelf(open_path / "store", "theirs")
+    for shelf in (mine, theirs):
+        shelf.put("k-1", used_days=9)
+    give(open_path / "store")
+    theirs_place = open_path / "store/v1/theirs"
+    os.chown(theirs_place, 0, 0)
+    theirs_place.chmod(0o750)
+    done = nobody_cli("prune", "--store", open_path / "store", "--max-entries=0").expect()
+    assert "theirs" in done.stderr
+    assert (mine.keys(), theirs.keys()) == ([], ["k-1"])
 
 
 # Pins and listings
