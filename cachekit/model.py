@@ -244,7 +244,11 @@ SaveStatus = Literal["saved", "exists", "in-progress"]
 
 @dataclass(slots=True)
 class SaveReport:
-    """What a save did. Sizes in bytes, times in seconds. ``files`` counts regular files and hard links."""
+    """What a save did. Sizes in bytes, times in seconds. ``files`` counts regular files and hard links.
+
+    ``base`` is the key of the entry from which the save started, ``copied_bytes`` how much of the archive was taken
+    over from it; ``unchanged`` says that it holds the same members, times and contents.
+    """
 
     status: SaveStatus
     key: str
@@ -256,6 +260,9 @@ class SaveReport:
     members: int = 0
     content_bytes: int = 0
     archive_bytes: int = 0
+    base: str | None = None
+    copied_bytes: int = 0
+    unchanged: bool = False
     skipped: dict[str, int] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
     seconds: float = 0.0

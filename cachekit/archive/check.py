@@ -19,11 +19,12 @@ from cachekit.archive.format import (
 )
 from cachekit.archive.header import PLAIN_ID, PLAIN_MTIME_NS, PLAIN_NAME, sparse_map
 from cachekit.archive.index import Index, member_bytes
+from cachekit.archive.read import Archive
 from cachekit.archive.seal import Seal
 from cachekit.errors import Damaged, Unsafe
 from cachekit.model import ROOT_PREFIX, Target
 
-__all__ = ["check_members"]
+__all__ = ["check_archive", "check_members"]
 
 #: Components that no name may have: an empty one (also: an absolute name, a slash at the end), ``.`` and ``..``.
 _BAD_PARTS = (b"//", b"/./", b"/../")
@@ -31,6 +32,13 @@ _SIZE_OF_LAST_FRAME = len(TAR_END)
 MAX_LENGTH = 1 << 60
 #: Where the members of the other roots are; nothing below the root itself may be called so.
 _RESERVED = frozenset(prefix.rstrip(b"/") for prefix in ROOT_PREFIX.values() if prefix)
+
+
+def check_archive(archive: Archive) -> None:
+    """Check the members of an opened archive, once. Raises Unsafe, Damaged."""
+    if not archive.members_checked:
+        check_members(archive.seal, archive.index)
+        archive.members_checked = True
 
 
 def check_members(seal: Seal, index: Index) -> None:

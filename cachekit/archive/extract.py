@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xxhash import xxh3_128_digest
 
-from cachekit.archive.check import check_members
+from cachekit.archive.check import check_archive
 from cachekit.archive.format import DIRECTORY, FILE, FRAME_SIZE, HARDLINK, LINK_KINDS, parts
 from cachekit.archive.read import Archive
+from cachekit.archive.record import UNKNOWN
 from cachekit.archive.unpack import Destination, Unpacker, WriteOptions
 from cachekit.errors import Damaged
 from cachekit.model import STAGED
@@ -21,6 +23,7 @@ from cachekit.system.workers import open_pool
 
 __all__ = [
     "DirectoryFacts",
+    "Noted",
     "Space",
     "check_contents",
     "check_frames",
@@ -63,7 +66,7 @@ def check_frames(archive: Archive, workers: int, progress: Progress | None = Non
 
 def check_contents(archive: Archive, workers: int, progress: Progress | None = None) -> None:
     """Climb the whole ladder: index rules, then every frame, header and file digest. Raises Refused, Unreadable."""
-    check_members(archive.seal, archive.index)
+    check_archive(archive)
     _unpack(archive, [], WriteOptions(), workers, progress)
 
 
@@ -73,19 +76,23 @@ def extract(
     options: WriteOptions,
     workers: int,
     progress: Progress | None = None,
-    span: range | None = None,
+    frames: Sequence[int] | None = None,
+    noted: Noted | None = None,
 ) -> None:
     """Check the whole entry and write the destinations' members into their staging directories.
 
-    ``span`` limits both to some frames, for callers that have checked the whole entry before.
+    ``frames`` limits both to some frames, ascending: for callers that need no more of the entry, or have checked it
+    before. ``noted`` is filled with the stat values of the files and links that were written.
 
     Directories are left with mode 0700: their modes and times come after the commit (``directory_facts``). Raises
     Refused (staging then holds a part and must be removed), Unreadable, OSError of the target filesystem.
     """
-    check_members(archive.seal, archive.index)
-    _unpack(archive, list(destinations), options, workers, progress, span)
-    _finish_large_files(archive, destinations, options)
-    _make_links(archive, destinations, options)
+    check_archive(archive)
+    if noted is not None:
+        options = replace(options, note=True)
+    _unpack(archive, list(destinations), options, workers, progress, frames, noted)
+    _finish_large_files(archive, destinations, options, noted)
+    _make_links(archive, destinations, options, noted)
 
 
 def _unpack(
@@ -94,16 +101,27 @@ def _unpack(
     options: WriteOptions,
     workers: int,
     progress: Progress | None,
-    span: range | None = None,
+    frames: Sequence[int] | None = None,
+    noted: Noted | None = None,
 ) -> None:
     index = archive.index
     digests: dict[int, dict[int, bytes]] = {}
-    frames = span or range(index.frame_count)
-    total = sum(index.raw_sizes[frames.start : frames.stop])
+    chosen = range(index.frame_count) if frames is None else frames
+    total = sum(index.raw_sizes[frame] for frame in chosen)
     count = 0 if total <= _INLINE_BYTES else workers
-    _run(archive, lambda: Unpacker(archive, destinations, options), count, digests, progress, total, frames)
+    _run(
+        archive,
+        lambda: Unpacker(archive, destinations, options),
+        count,
+        digests,
+        progress,
+        total,
+        chosen,
+        noted,
+    )
+    among = chosen if isinstance(chosen, range) else frozenset(chosen)
     for row, size in enumerate(index.sizes):
-        if size > FRAME_SIZE and index.frames[row] in frames:
+        if size > FRAME_SIZE and index.frames[row] in among:
             found = digests.get(row, {})
             joined = b"".join(found.get(part, b"") for part in range(parts(size)))
             ordinal = 16 * index.kinds.count(FILE, 0, row)
@@ -124,12 +142,14 @@ def _run(
     digests: dict[int, dict[int, bytes]] | None,
     progress: Progress | None,
     total: int,
-    span: range | None = None,
+    frames: Sequence[int] | None = None,
+    noted: Noted | None = None,
 ) -> None:
-    """Give all frames to a pool in batches, in order, and collect the replies."""
-    frames = span or range(archive.index.frame_count)
+    """Give frames (all, if none are named) to a pool in batches, in order, and collect the replies."""
+    if frames is None:
+        frames = range(archive.index.frame_count)
     batch = max(1, min(_BATCH, len(frames) // (4 * max(1, workers))))
-    queue = deque((first, min(first + batch, frames.stop)) for first in frames[::batch])
+    queue = deque(_runs(frames, batch))
     pool = open_pool(make_handler, workers)
     try:
         running = done = 0
@@ -141,6 +161,10 @@ def _run(
                     running += 1
         while running:
             for worker, reply in pool.poll(wait=True):
+                if reply[0] == "noted":
+                    if noted is not None:
+                        noted.add(*reply[1:])
+                    continue
                 if reply[0] == "part":
                     assert digests is not None
                     digests.setdefault(reply[1], {})[reply[2]] = reply[3]
@@ -156,6 +180,38 @@ def _run(
         pool.close()
 
 
+def _runs(frames: Sequence[int], batch: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, one past the last) of runs of neighbours, at most ``batch`` long."""
+    begin = end = -1
+    for frame in frames:
+        if frame != end or end - begin >= batch:
+            if begin >= 0:
+                yield begin, end
+            begin = frame
+        end = frame + 1
+    if begin >= 0:
+        yield begin, end
+
+
+class Noted:
+    """Inode and ctime of what was written, by row; ctime is ``UNKNOWN`` for other rows."""
+
+    def __init__(self, rows: int) -> None:
+        self.inodes = array("Q", bytes(8 * rows))
+        self.ctimes = array("q", [UNKNOWN]) * rows
+
+    def add(self, rows: bytes, inodes: bytes, ctimes: bytes) -> None:
+        """Take over what a worker noted."""
+        numbers = array("I", rows)
+        for row, inode, ctime in zip(numbers, array("Q", inodes), array("q", ctimes), strict=True):
+            self.inodes[row] = inode
+            self.ctimes[row] = ctime
+
+    def put(self, row: int, status: os.stat_result) -> None:
+        """Note one row."""
+        self.inodes[row], self.ctimes[row] = status.st_ino, status.st_ctime_ns
+
+
 def _placed(destinations: Sequence[Destination], path: bytes) -> tuple[Destination, bytes] | None:
     for destination in destinations:
         place = destination.place(path)
@@ -164,7 +220,9 @@ def _placed(destinations: Sequence[Destination], path: bytes) -> tuple[Destinati
     return None
 
 
-def _finish_large_files(archive: Archive, destinations: Sequence[Destination], options: WriteOptions) -> None:
+def _finish_large_files(
+    archive: Archive, destinations: Sequence[Destination], options: WriteOptions, noted: Noted | None
+) -> None:
     """Length, mode and times of the files that several workers wrote together."""
     index = archive.index
     for row, size in enumerate(index.sizes):
@@ -188,15 +246,23 @@ def _finish_large_files(archive: Archive, destinations: Sequence[Destination], o
                 os.fchown(fd, index.uids[row], index.gids[row])
             os.fchmod(fd, options.mode(index.modes[row]))
             os.utime(fd, ns=(options.atime_ns, index.mtimes[row]))
+            if noted is not None:
+                noted.put(row, os.fstat(fd))
         finally:
             os.close(fd)
 
 
-def _make_links(archive: Archive, destinations: Sequence[Destination], options: WriteOptions) -> None:
+def _make_links(
+    archive: Archive, destinations: Sequence[Destination], options: WriteOptions, noted: Noted | None
+) -> None:
     """Symlinks, then hard links: no file is ever written through a link, for all files are there already."""
     index = archive.index
     rows = [row for row, kind in enumerate(index.kinds) if kind in LINK_KINDS] if index.links else []
     linked = sorted(zip(rows, index.links, strict=True), key=lambda pair: index.kinds[pair[0]] == HARDLINK)
+    groups: dict[bytes, list[int]] = {}
+    if noted is not None and HARDLINK in index.kinds:
+        sources = {link for row, link in linked if index.kinds[row] == HARDLINK}
+        groups = {path: [row] for row, path in enumerate(index.paths) if path in sources}
     for row, link in linked:
         if options.wanted is not None and row not in options.wanted:
             continue
@@ -212,12 +278,19 @@ def _make_links(archive: Archive, destinations: Sequence[Destination], options: 
                 reachable(place, destination.fd) as (fd, name),
             ):
                 os.link(old, name, src_dir_fd=old_fd, dst_dir_fd=fd, follow_symlinks=False)
+                if noted is not None:  # the file's ctime is another one now, for its first name too
+                    status = os.lstat(name, dir_fd=fd)
+                    groups.setdefault(link, []).append(row)
+                    for other in groups[link]:
+                        noted.put(other, status)
             continue
         with reachable(place, destination.fd) as (fd, name):
             os.symlink(link, name, dir_fd=fd)
             if options.same_owner:
                 os.chown(name, index.uids[row], index.gids[row], dir_fd=fd, follow_symlinks=False)
             os.utime(name, ns=(options.atime_ns, index.mtimes[row]), dir_fd=fd, follow_symlinks=False)
+            if noted is not None:
+                noted.put(row, os.lstat(name, dir_fd=fd))
 
 
 #: A directory's path relative to its target (b"" for the target itself), mode, mtime_ns, uid, gid.
@@ -233,7 +306,7 @@ def directory_facts(
     for row, kind in enumerate(index.kinds):
         if kind == DIRECTORY and (place := destination.place(index.paths[row])) is not None:
             relative = place[len(STAGED) + 1 :]
-            mode = index.modes[row] & (0o7777 if options.keep_setuid else 0o3777)
+            mode = options.directory_mode(index.modes[row])
             facts.append((relative, mode, index.mtimes[row], index.uids[row], index.gids[row]))
     facts.reverse()
     return facts

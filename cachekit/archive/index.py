@@ -79,6 +79,10 @@ class Index:
     def __len__(self) -> int:
         return len(self.kinds)
 
+    def same_as(self, other: Index) -> bool:
+        """Return True if both have the same columns, to the last value."""
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
     @property
     def frame_count(self) -> int:
         return len(self.frame_sizes)
@@ -175,16 +179,17 @@ def _little(column: array[int]) -> bytes:
     return column.tobytes()
 
 
-def compress_index(index: Index) -> bytes:
-    """Return the index as one zstd frame with content size and checksum."""
+def compress_index(index: Index) -> tuple[bytes, int]:
+    """Return the index as one zstd frame with content size and checksum, and its size in bytes without compression."""
     import zstandard
 
     columns = index.column_bytes()
+    size = sum(map(len, columns))
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, write_content_size=True)
-    stream = compressor.compressobj(size=sum(map(len, columns)))
+    stream = compressor.compressobj(size=size)
     pieces = [stream.compress(column) for column in columns]
     pieces.append(stream.flush())
-    return b"".join(pieces)
+    return b"".join(pieces), size
 
 
 class _Cursor:

@@ -14,21 +14,24 @@ from typing import TYPE_CHECKING, Any
 from xxhash import xxh3_128_digest
 
 from cachekit.archive import header
+from cachekit.archive.base import COPY_BYTES, Base
 from cachekit.archive.format import BLOCK, FILE, FRAME_LIMIT, FRAME_SIZE, FRAME_WINDOW_LOG, padded
 from cachekit.archive.index import Segments
-from cachekit.archive.walk import FRAME_JOB
-from cachekit.errors import SourceUnreadable
+from cachekit.archive.layout import FRAME_JOB
+from cachekit.archive.read import decompress
+from cachekit.errors import Damaged, SourceUnreadable
 from cachekit.system.clock import now_ns
 from cachekit.system.files import open_directory, pwrite_all
 
 if TYPE_CHECKING:
     import zstandard  # loaded when something is compressed: a refusal or listing needs none
 
-__all__ = ["PACKED", "UNSTABLE", "WRITTEN", "Packer", "zstd_version"]
+__all__ = ["PACKED", "ROTTEN", "UNSTABLE", "WRITTEN", "Packer", "zstd_version"]
 
-#: Replies: (PACKED, sequence, compressed size, raw size, sha256, content digests, changes),
-#: (WRITTEN, sequence), (UNSTABLE, path). A change is (ordinal, new member or None, reason).
-PACKED, WRITTEN, UNSTABLE = range(3)
+#: Replies: (PACKED, sequence, compressed size, raw size, sha256, content digests, changes, copied from the base),
+#: (WRITTEN, sequence), (UNSTABLE, path, reason), (ROTTEN, frame of the base). A change is (ordinal, new member or None,
+#: reason).
+PACKED, WRITTEN, UNSTABLE, ROTTEN = range(4)
 
 #: O_NONBLOCK: should the name have become a fifo since the walk, opening it must not wait for a writer.
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -39,18 +42,23 @@ _SETTLING_NS = 50_000_000
 
 
 class Packer:
-    """Handles ``("pack", sequence, job)`` and ``("write", sequence, offset)`` messages.
+    """Handles ``("pack", sequence, job)``, ``("write", sequence, offset)`` and ``("copy", sequence, (first frame of the
+    base, one past the last, offset))`` messages.
 
     A compressed frame is kept until its place in the file is known: frames have the order of the walk, whoever made
-    them, so an offset depends on the sizes of all frames before.
+    them, so an offset depends on the sizes of all frames before. A frame that is copied has its place from the start.
     """
 
-    def __init__(self, root_fds: list[int], out_fd: int, level: int) -> None:
+    def __init__(self, root_fds: list[int], out_fd: int, level: int, base: Base | None) -> None:
+        self._base = base
+        # One buffer for all that is copied: new memory for each piece would cost more than hashing it.
+        self._copies = bytearray(COPY_BYTES) if base is not None else bytearray()
         self._root_fds = root_fds
         self._out_fd = out_fd
         self._buffer = bytearray(FRAME_LIMIT)
         self._view = memoryview(self._buffer)
         self._compressor = compressor(level)
+        self._decompressor = decompressor()
         self._waiting: dict[int, bytes] = {}
 
     def handle(self, message: Any) -> Iterator[tuple[Any, ...]]:
@@ -58,18 +66,48 @@ class Packer:
         if verb == "write":
             pwrite_all(self._out_fd, self._waiting.pop(sequence), subject)
             yield WRITTEN, sequence
+        elif verb == "copy":
+            yield self._copy(sequence, *subject)
         elif subject[0] == FRAME_JOB:
-            yield self._frame(sequence, subject[2])
+            yield self._frame(sequence, *subject[2:])
         else:
             yield self._part(sequence, *subject[1:])
 
-    def _packed(self, sequence: int, size: int, contents: bytes, changes: Any) -> tuple[Any, ...]:
-        data = self._compressor.compress(self._view[:size])
+    def _copy(self, sequence: int, first: int, last: int, offset: int) -> tuple[Any, ...]:
+        """Copy frames of the base: read, hash, write."""
+        assert self._base is not None
+        base = self._base
+        if not base.read_frames(first, last, self._copies):
+            return ROTTEN, first
+        size = base.offsets[last] - base.offsets[first]
+        pwrite_all(self._out_fd, memoryview(self._copies)[:size], offset)
+        return WRITTEN, sequence
+
+    def _packed(
+        self, sequence: int, size: int, contents: bytes, changes: Any, frame: int, *, part: bool = False
+    ) -> tuple[Any, ...]:
+        """Compress what is in the buffer, or take the base's frame with the same content instead."""
+        data = None
+        base = self._base
+        if base is not None and frame >= 0 and not changes:
+            try:
+                if not part and contents == base.frame_contents(frame):
+                    data = base.archive.frame(frame)
+                elif part:
+                    # The index has no digest of a part: decoding one is still five times as fast as compressing it.
+                    whole = base.archive.frame(frame)
+                    raw = decompress(self._decompressor, whole, base.index.raw_sizes[frame], "frames")
+                    data = whole if raw == self._view[:size] else None
+            except Damaged:
+                return ROTTEN, frame
+        copied = data is not None
+        if data is None:
+            data = self._compressor.compress(self._view[:size])
         self._waiting[sequence] = data
         digest = hashlib.sha256(data).digest()
-        return PACKED, sequence, len(data), size, digest, contents, changes
+        return PACKED, sequence, len(data), size, digest, contents, changes, copied
 
-    def _frame(self, sequence: int, groups: list[Any]) -> tuple[Any, ...]:
+    def _frame(self, sequence: int, base_frame: int, groups: list[Any]) -> tuple[Any, ...]:
         """Pack whole members. This loop runs once a file of the tree: everything in it is as plain as it can be."""
         view = self._view
         build, os_open, fstat, close, readv = header.build, os.open, os.fstat, os.close, os.readv
@@ -145,7 +183,7 @@ class Packer:
             finally:
                 if dir_fd >= 0:
                     close(dir_fd)
-        return self._packed(sequence, position, b"".join(contents), changes)
+        return self._packed(sequence, position, b"".join(contents), changes, base_frame)
 
     def _read_again(
         self, member: tuple[Any, ...], directory: bytes, root_number: int, path: bytes, position: int
@@ -204,6 +242,7 @@ class Packer:
         self,
         sequence: int,
         part: int,
+        base_frame: int,
         prefix: bytes,
         root_number: int,
         directory: bytes,
@@ -243,7 +282,7 @@ class Packer:
             return UNSTABLE, path, "changed between walk and reading"
         rest = -size % BLOCK if first + length == size else 0
         view[end : end + rest] = _ZEROS[:rest]
-        return self._packed(sequence, end + rest, xxh3_128_digest(view[start:end]), [])
+        return self._packed(sequence, end + rest, xxh3_128_digest(view[start:end]), [], base_frame, part=True)
 
 
 def compressor(level: int) -> zstandard.ZstdCompressor:
@@ -258,6 +297,12 @@ def compressor(level: int) -> zstandard.ZstdCompressor:
         level, window_log=FRAME_WINDOW_LOG, write_checksum=True, write_content_size=True
     )
     return zstandard.ZstdCompressor(compression_params=parameters)
+
+
+def decompressor() -> zstandard.ZstdDecompressor:
+    import zstandard
+
+    return zstandard.ZstdDecompressor()
 
 
 def zstd_version() -> str:

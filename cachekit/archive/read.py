@@ -76,6 +76,9 @@ class Archive:
         self._signed: Signed | None = None
         self._tail: sealing.Tail | None = None
         self._index: Index | None = None
+        self._packed_index = b""
+        #: Set when the rules for members (``check.check_members``) are known to hold.
+        self.members_checked = False
         self._offsets: array[int] | None = None
 
     def __enter__(self) -> Self:
@@ -146,6 +149,12 @@ class Archive:
                 self._index = self._read_index(seal)
         return self._index
 
+    @property
+    def packed_index(self) -> bytes:
+        """The index as it lies in the entry, checked as ``index`` is. Raises Damaged."""
+        _ = self.index
+        return self._packed_index
+
     def _read_index(self, seal: Seal) -> Index:
         import zstandard
 
@@ -170,6 +179,7 @@ class Archive:
             )
         raw = decompress(zstandard.ZstdDecompressor(), packed, seal.index_raw_bytes, "index")
         index = decode(raw)
+        self._packed_index = bytes(packed)
         if len(index) != seal.members or index.frame_count != seal.frames:
             raise Damaged(
                 "seal and index count different members or frames",

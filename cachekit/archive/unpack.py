@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -47,15 +48,23 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """How members are written. ``wanted`` limits the rows that are written (all are still checked)."""
+    """How members are written. ``wanted`` limits the rows that are written (all are still checked); with ``note`` the
+    stat values of what was written are reported.
+    """
 
     same_owner: bool = False
     keep_setuid: bool = False
     wanted: frozenset[int] | None = None
+    note: bool = False
     atime_ns: int = field(default_factory=time.time_ns)  # noqa: TID251 - a timestamp for files, not a decision
 
     def mode(self, mode: int) -> int:
+        """Return the mode that a file with this mode in the index gets."""
         return mode & (0o7777 if self.keep_setuid else 0o1777)
+
+    def directory_mode(self, mode: int) -> int:
+        """Return the mode that a directory with this mode in the index gets."""
+        return mode & (0o7777 if self.keep_setuid else 0o3777)
 
 
 class Unpacker:
@@ -77,6 +86,7 @@ class Unpacker:
         self._decompressor = zstandard.ZstdDecompressor()
         self._directory: bytes | None = None
         self._directory_fd = -1
+        self._noted = (array("I"), array("Q"), array("q"))
         self._current: Destination | None = destinations[0] if destinations else None
 
     def handle(self, message: Any) -> Iterator[tuple[Any, ...]]:
@@ -102,6 +112,9 @@ class Unpacker:
         finally:
             os.umask(old_umask)
             self._forget_directory()
+        if self._noted[0]:
+            yield "noted", *(column.tobytes() for column in self._noted)
+            self._noted = (array("I"), array("Q"), array("q"))
         yield "done", last - first, size
 
     def _fail(self, message: str, frame: int, offset: int, member: bytes | None) -> NoReturn:
@@ -229,6 +242,12 @@ class Unpacker:
             if mode & 0o7000:
                 os.fchmod(fd, options.mode(mode))
             os.utime(fd, ns=(options.atime_ns, index.mtimes[row]))
+            if options.note:
+                now = os.fstat(fd)
+                rows, inodes, ctimes = self._noted
+                rows.append(row)
+                inodes.append(now.st_ino)
+                ctimes.append(now.st_ctime_ns)
         finally:
             os.close(fd)
 

@@ -24,9 +24,10 @@ from cachekit.archive.format import (
     parts,
 )
 from cachekit.archive.index import Index, compress_index, member_bytes
-from cachekit.archive.pack import PACKED, WRITTEN, Packer, compressor
+from cachekit.archive.layout import COPY_JOB, FRAME_JOB
+from cachekit.archive.pack import PACKED, ROTTEN, WRITTEN, Packer, compressor
 from cachekit.archive.seal import Seal
-from cachekit.archive.walk import FRAME_JOB, Walk
+from cachekit.archive.walk import Walk
 from cachekit.errors import SourceChanged
 from cachekit.model import ROOT_PREFIX
 from cachekit.system.files import open_directory
@@ -34,7 +35,7 @@ from cachekit.system.steps import step
 from cachekit.system.workers import Pool, open_pool, pack_message
 from cachekit.trust import ANYONE, Trust
 
-__all__ = ["FileChanged", "Output", "Progress", "Written", "write_entry"]
+__all__ = ["BaseRotten", "FileChanged", "Output", "Progress", "Written", "write_entry"]
 
 #: Compressed frames that may wait in the workers' memory, all together: what they pack while the walk still runs. A
 #: worker takes memory itself, so more of them leave less (the whole save stays below 160 MiB, see docs/benchmarks.md).
@@ -42,6 +43,8 @@ _WAITING_BYTES = 48 << 20
 _WAITING_BYTES_A_WORKER = 6 << 20
 #: Below so many bytes of content the work is done in this process: starting workers would cost more.
 _INLINE_BYTES = 4 << 20
+#: So many bytes of the base are copied by one message; a frame that is larger by itself.
+_COPY_BYTES = 4 << 20
 
 #: Called now and then with (bytes read, bytes of content in all or 0 while unknown, members).
 Progress = Callable[[int, int, int], None]
@@ -69,13 +72,24 @@ class FileChanged(SourceChanged):
         return self.path if isinstance(self.path, bytes) else os.fsencode(self.path or "")
 
 
+class BaseRotten(Exception):
+    """A frame of the base is not what its index says: the entry must be written without it."""
+
+
 @dataclass(slots=True)
 class Written:
-    """What was written. ``dropped``: members that vanished or kept changing, with the reason."""
+    """What was written. ``dropped``: members that vanished or kept changing, with the reason.
+
+    ``copied_frames`` and ``copied_bytes`` (of the archive) were taken over from the base; ``packed_index`` is the index
+    as it is in the entry.
+    """
 
     seal: Seal
     archive_bytes: int
     dropped: list[tuple[bytes, str]] = field(default_factory=list)
+    copied_frames: int = 0
+    copied_bytes: int = 0
+    packed_index: bytes = b""
     phases: dict[str, float] = field(default_factory=dict)
 
 
@@ -96,8 +110,12 @@ def write_entry(
     ``before_writing`` is called when the walk is complete, before the first byte: it reserves space, or raises to
     refuse. ``describe`` then gives the seal's part that does not depend on the bytes written.
 
-    Raises FileChanged if a file is not the same twice (with ``skip_changed`` only for a file that has hard links or is
-    cut into frames: leave it out and try again), SourceUnreadable, and OSError of the output.
+    With a base in the walk, frames that are known or found to be the same are copied from it; the result is byte for
+    byte the same as without (if level and zstd are the base's).
+
+    Raises BaseRotten if a frame to be copied is damaged, FileChanged if a file is not the same twice (with
+    ``skip_changed`` only for a file that has hard links or is cut into frames: leave it out and try again),
+    SourceUnreadable, and OSError of the output.
     """
     clock = time.perf_counter
     begin = clock()
@@ -116,14 +134,18 @@ def write_entry(
     output.write(end, position)
     position += len(end)
     _append_frame(index, end, len(TAR_END))
-    packed_index = compress_index(index)
+    base = walk.base
+    if base is not None and index.same_as(base.index):
+        packed_index, raw_bytes = base.archive.packed_index, base.archive.seal.index_raw_bytes
+    else:
+        packed_index, raw_bytes = compress_index(index)
     seal = describe(walk)
     seal.data_bytes = position
     frame = sealing.skippable(INDEX_MAGIC, packed_index)
     output.write(frame, position)
     position += len(frame)
     seal.sealed_bytes = position
-    seal.index_raw_bytes = sum(map(len, index.column_bytes()))
+    seal.index_raw_bytes = raw_bytes
     seal.index_sha256 = hashlib.sha256(packed_index).hexdigest()
     seal.frames = index.frame_count
     seal.members = len(index)
@@ -150,7 +172,7 @@ def write_entry(
     step("save.synced")
     phases["fsync"] = clock() - mark
     phases["write"] = clock() - begin
-    return Written(seal, position, dropped, phases)
+    return Written(seal, position, dropped, packing.copied_frames, packing.copied_bytes, packed_index, phases)
 
 
 def _append_frame(index: Index, data: bytes, raw_size: int) -> None:
@@ -175,10 +197,15 @@ class _Packing:
         self._out_fd = output.fd
         self._root_fds: list[int] = []
         self._pool: Pool | None = None
+        self.copied_frames = 0
+        self.copied_bytes = 0
+        self._base = walk.base
+        self._copier = 0
         self._queue: deque[tuple[int, bytes]] = deque()
         self._idle: deque[int] = deque()
         self._results: dict[int, tuple[int, tuple[Any, ...]]] = {}
-        self._shapes: deque[tuple[int, int]] = deque()  # of each job not yet placed: kind, members or part
+        # Of each job not yet placed: kind, members or part, and which frames of the base.
+        self._shapes: deque[tuple[int, int, int, int]] = deque()
         self._placed = 0
         self._row = 0
         self._may_write = False
@@ -198,8 +225,8 @@ class _Packing:
         self._root_fds = [
             open_directory(roots.directory(name), follow=True) if name in used else -1 for name in ROOT_PREFIX
         ]
-        fds, out_fd, level = self._root_fds, self._out_fd, self._level
-        pool = open_pool(lambda: Packer(fds, out_fd, level), self._workers)
+        fds, out_fd, level, base = self._root_fds, self._out_fd, self._level, self._base
+        pool = open_pool(lambda: Packer(fds, out_fd, level, base), self._workers)
         self._idle.extend(range(pool.count))
         self._pool = pool
         return pool
@@ -215,8 +242,11 @@ class _Packing:
         mark = time.perf_counter()
         pool: Pool | None = None
         for sequence, job in enumerate(self._walk.jobs()):
-            self._queue.append((sequence, pack_message(("pack", sequence, job))))
-            self._shapes.append((job[0], job[1]))
+            if job[0] == COPY_JOB:
+                self._shapes.append((job[0], job[1], job[2], job[3]))
+            else:
+                self._queue.append((sequence, pack_message(("pack", sequence, job))))
+                self._shapes.append((job[0], job[1], 0, 0))
             if pool is None and (sequence >= 2 or self._workers == 0):
                 pool = self._start()
             if pool is not None:
@@ -252,6 +282,8 @@ class _Packing:
             elif reply[0] == WRITTEN:
                 self._unwritten -= 1
                 step("save.first-frame")
+            elif reply[0] == ROTTEN:
+                raise BaseRotten
             else:
                 raise FileChanged(f"a file {reply[2]} while it was read", path=reply[1])
         self._place(pool)
@@ -271,8 +303,17 @@ class _Packing:
         if not self._may_write:
             return
         index = self._index
-        while self._placed in self._results:
-            worker, (_, sequence, size, raw_size, digest, contents, changes) = self._results.pop(self._placed)
+        while self._shapes:
+            if self._shapes[0][0] == COPY_JOB:
+                self._copy(pool, *self._shapes.popleft()[1:])
+                continue
+            if self._placed not in self._results:
+                return
+            worker, reply = self._results.pop(self._placed)
+            _, sequence, size, raw_size, digest, contents, changes, copied = reply
+            if copied:
+                self.copied_frames += 1
+                self.copied_bytes += size
             pool.send(worker, ("write", sequence, self.position))
             self._unwritten += 1
             self._waiting_bytes -= size
@@ -282,7 +323,7 @@ class _Packing:
             index.raw_sizes.append(raw_size)
             index.frame_digests += digest
             self._done_bytes += raw_size
-            kind, number = self._shapes.popleft()
+            kind, number, _, _ = self._shapes.popleft()
             if kind == FRAME_JOB:
                 index.contents += contents
                 if changes:
@@ -294,6 +335,33 @@ class _Packing:
                     index.contents += xxh3_128_digest(b"".join(self._part_digests))
                     self._part_digests = []
                     self._row += 1
+
+    def _copy(self, pool: Pool, members: int, first: int, last: int) -> None:
+        """Let workers copy frames of the base to the next place; sizes and digests are known."""
+        base, index = self._base, self._index
+        assert base is not None
+        offsets = base.offsets
+        theirs = base.index
+        index.frame_sizes += theirs.frame_sizes[first:last]
+        index.raw_sizes += theirs.raw_sizes[first:last]
+        index.frame_digests += theirs.frame_digests[32 * first : 32 * last]
+        row = theirs.rows_of_frame(first).start
+        index.contents += base.contents(row, row + members)
+        begin = first
+        for frame in range(first, last):
+            if frame + 1 == last or offsets[frame + 2] - offsets[begin] > _COPY_BYTES:
+                place = self.position + offsets[begin] - offsets[first]
+                pool.send(self._copier, ("copy", self._placed, (begin, frame + 1, place)))
+                self._copier = (self._copier + 1) % pool.count
+                self._unwritten += 1
+                begin = frame + 1
+        size = offsets[last] - offsets[first]
+        self.position += size
+        self.copied_frames += last - first
+        self.copied_bytes += size
+        self._placed += 1
+        self._row += members
+        self._done_bytes += sum(theirs.raw_sizes[first:last])
 
     def _apply(self, changes: list[tuple[int, Any, str]], number: int) -> None:
         """Bring the rows of the frame just placed up to what the packer really found."""
@@ -312,6 +380,7 @@ class _Packing:
             index.modes[row], index.uids[row], index.gids[row], index.sizes[row], index.mtimes[row] = member[
                 2:7
             ]
+            self._walk.layout.ctimes[row], self._walk.layout.inodes[row] = member[7:9]
         position = 0
         for row in range(self._row, self._row + number):
             if row - self._row in dropped:

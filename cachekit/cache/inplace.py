@@ -1,7 +1,7 @@
 """Restore in place: file by file over the old tree, for disks that cannot hold old and new beside each other.
 
-The whole entry was checked before. The target is marked as incomplete first; a killed run leaves the mark, saves of the
-target refuse, and the next restore goes on: what is right already is left alone.
+What is right already (``present``) is left alone. Everything that will be written was checked before. The target is
+marked as incomplete first; a killed run leaves the mark, saves of the target refuse, and the next restore goes on.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
-from cachekit.archive.content import content_digest
 from cachekit.archive.extract import directory_facts, extract
-from cachekit.archive.format import DIRECTORY, FILE, HARDLINK, SYMLINK, parts
+from cachekit.archive.format import DIRECTORY, FILE, HARDLINK, LINK_KINDS, SYMLINK, parts
 from cachekit.archive.read import Archive
 from cachekit.archive.unpack import Destination, WriteOptions
+from cachekit.cache.present import ATTRIBUTES, WRONG, Presence
 from cachekit.cache.space import require
 from cachekit.model import JOURNAL_NAME, STAGED, STAGING_PREFIX, Target
 from cachekit.system.files import exists, open_directory, remove_tree
@@ -26,7 +27,7 @@ from cachekit.targets.finish import finish
 from cachekit.targets.merge import merge_batch
 from cachekit.targets.staging import make_staging
 
-__all__ = ["LEAST_BATCH_BYTES", "restore_in_place", "room_in_place"]
+__all__ = ["LEAST_BATCH_BYTES", "needed_frames", "restore_in_place", "room_in_place"]
 
 #: So many bytes of new files stand beside the old ones at a time; less where there is less room, down to the least.
 BATCH_BYTES = 32 << 20
@@ -54,8 +55,27 @@ def _allocated(path: bytes) -> int:
     return total
 
 
+def needed_frames(archive: Archive, presences: Iterable[Presence]) -> list[int]:
+    """Return the frames that hold what is to be written, ascending, and with them the one that ends the archive."""
+    index = archive.index
+    frames: set[int] = set()
+    for presence in presences:
+        for row in presence.rows:
+            if presence.states[row] == WRONG and index.kinds[row] == FILE:
+                frames.update(range(index.frames[row], index.frames[row] + parts(index.sizes[row])))
+    if frames:
+        frames.add(index.frame_count - 1)
+    return sorted(frames)
+
+
 def room_in_place(
-    archive: Archive, destination: Destination, place: bytes, block_size: int, *, remove_extras: bool
+    archive: Archive,
+    destination: Destination,
+    place: bytes,
+    block_size: int,
+    presence: Presence,
+    *,
+    remove_extras: bool,
 ) -> Callable[[int], int]:
     """Return what tells, for a size of batches, how many bytes must be free to restore a target in place.
 
@@ -64,10 +84,13 @@ def room_in_place(
     """
     index = archive.index
     steps: list[tuple[int, int, int]] = []
-    for row, (path, kind, size) in enumerate(zip(index.paths, index.kinds, index.sizes, strict=True)):
-        staged = destination.place(path)
-        if staged is None or kind == HARDLINK:
+    extras = _extras(archive, destination, place, presence) if remove_extras and presence.further else 0
+    for row in presence.rows:
+        kind, size = index.kinds[row], index.sizes[row]
+        if presence.states[row] != WRONG or kind == HARDLINK:
             continue
+        staged = destination.place(index.paths[row])
+        assert staged is not None
         new = -(-size // block_size) if kind == FILE else kind == DIRECTORY
         new += len(index.sparse[row][1]) if row in index.sparse else 0
         old = 0
@@ -76,7 +99,6 @@ def room_in_place(
             if kind == DIRECTORY or info.st_nlink == 1:  # a file with further names keeps its room
                 old = info.st_blocks * 512
         steps.append((new * block_size, old, size + _FILE_BYTES if kind == FILE else 0))
-    extras = max(0, _allocated(place) - sum(old for _, old, _ in steps)) if remove_extras else 0
 
     def room(batch_bytes: int) -> int:
         most = before = -extras
@@ -94,11 +116,25 @@ def room_in_place(
     return room
 
 
+def _extras(archive: Archive, destination: Destination, place: bytes, presence: Presence) -> int:
+    """Return the bytes on disk of what the entry does not have."""
+    own = 0
+    for row in presence.rows:
+        staged = destination.place(archive.index.paths[row])
+        assert staged is not None
+        with contextlib.suppress(OSError):
+            info = os.lstat(os.path.join(place, staged[len(STAGED) + 1 :]) if staged != STAGED else place)
+            if archive.index.kinds[row] == DIRECTORY or info.st_nlink == 1:
+                own += info.st_blocks * 512
+    return max(0, _allocated(place) - own)
+
+
 def restore_in_place(
     archive: Archive,
     target: Target,
     place: bytes,
     options: WriteOptions,
+    presence: Presence,
     *,
     remove_extras: bool,
     durable: bool,
@@ -106,9 +142,11 @@ def restore_in_place(
 ) -> int:
     """Make the target what the entry says, replacing only what differs; return how many files were right already.
 
-    Raises NoSpace before the first change if even this way does not fit, OSError of the filesystem later (the target
-    then stays marked as incomplete).
+    ``needed_frames`` must have been checked before. Raises NoSpace before the first change if even this way does not
+    fit, OSError of the filesystem later (the target then stays marked as incomplete).
     """
+    if presence.complete and not (remove_extras and presence.further):
+        return presence.files(archive.index)
     entry = {
         "path": archive.path.decode("latin-1"),
         "key": archive.seal.key,
@@ -132,7 +170,9 @@ def restore_in_place(
         destination = Destination(target, staging.fd)
         try:
             free = free_space(staging.fd)
-            room = room_in_place(archive, destination, place, free.block_size, remove_extras=remove_extras)
+            room = room_in_place(
+                archive, destination, place, free.block_size, presence, remove_extras=remove_extras
+            )
             need = room(LEAST_BATCH_BYTES)
             require(free, need, 0, min_free=min_free, what="restore in place", path=place)
             batch_bytes = BATCH_BYTES
@@ -152,23 +192,16 @@ def restore_in_place(
         staging.journal.phase = "in-place"
         staging.journal.write(staging.fd)
         step("inplace.marked")
-        work = _InPlace(archive, destination, place, options)
+        work = _InPlace(archive, destination, place, options, presence)
         if remove_extras:
             work.remove_extras()
         work.make_directories()
-        right = 0
         for batch in work.batches(batch_bytes):
-            right += work.kept
-            work.kept = 0
-            if batch:
-                frames = archive.index.frames
-                last = frames[batch[-1]] + parts(archive.index.sizes[batch[-1]])
-                limited = WriteOptions(
-                    options.same_owner, options.keep_setuid, frozenset(batch), options.atime_ns
-                )
-                extract(archive, [destination], limited, worker_count(), span=range(frames[batch[0]], last))
-                _merge(staging, place)
-                step("inplace.first-file")
+            limited = replace(options, wanted=frozenset(batch))
+            extract(archive, [destination], limited, worker_count(), frames=work.frames_of(batch))
+            _merge(staging, place)
+            step("inplace.first-file")
+        work.set_attributes()
         work.make_links(staging.fd)
         step("inplace.files-done")
         os.mkdir(STAGED, 0o700, dir_fd=staging.fd)
@@ -177,7 +210,7 @@ def restore_in_place(
         staging.journal.phase = "committing"
         staging.journal.write(staging.fd)
         finish(staging, durable=durable, same_owner=options.same_owner)
-        return right
+        return presence.files(archive.index)
     except OSError:
         if staging.journal.phase == "in-place":
             with contextlib.suppress(OSError):  # what is staged would take the room that the next run needs
@@ -214,13 +247,18 @@ class _InPlace:
     """The comparison of an entry's target with what is there."""
 
     def __init__(
-        self, archive: Archive, destination: Destination, place: bytes, options: WriteOptions
+        self,
+        archive: Archive,
+        destination: Destination,
+        place: bytes,
+        options: WriteOptions,
+        presence: Presence,
     ) -> None:
         self._index = archive.index
+        self._presence = presence
         self._destination = destination
         self._place = place
         self._options = options
-        self.kept = 0
 
     def _path(self, row: int) -> bytes | None:
         """Return the member's path in the target; None if it belongs to another target."""
@@ -250,12 +288,18 @@ class _InPlace:
                     elif not _is_staging(entry.path):
                         remove_tree(entry.path)
 
+    def _wrong(self, kinds: frozenset[int]) -> Iterator[tuple[int, bytes]]:
+        """Yield row and path of the members of these kinds that are not right, in order."""
+        index, states = self._index, self._presence.states
+        for row in self._presence.rows:
+            if states[row] == WRONG and index.kinds[row] in kinds:
+                path = self._path(row)
+                assert path is not None
+                yield row, path
+
     def make_directories(self) -> None:
         """Make the entry's directories, taking away what is none in their place."""
-        index = self._index
-        for row, kind in enumerate(index.kinds):
-            if kind != DIRECTORY or (path := self._path(row)) is None:
-                continue
+        for _, path in self._wrong(frozenset({DIRECTORY})):
             try:
                 info = os.lstat(path)
             except FileNotFoundError:
@@ -266,73 +310,68 @@ class _InPlace:
                 os.mkdir(path, 0o700)
             else:
                 _open_up(path, info)
+        # Names will change in directories that are right as they are.
+        for _, path in self._wrong(frozenset({FILE, SYMLINK, HARDLINK})):
+            with contextlib.suppress(FileNotFoundError):
+                parent = os.path.dirname(path)
+                _open_up(parent, os.lstat(parent))
 
     def batches(self, limit: int) -> Iterator[list[int]]:
-        """Yield rows of files that are not right, in order, ``limit`` bytes and the file that exceeds it at a time.
-
-        The others are counted in ``kept``.
-        """
-        index = self._index
+        """Yield rows of files that are not right, in order, ``limit`` bytes and the file that exceeds it at a time."""
         batch: list[int] = []
         size = 0
-        ordinal = 0
-        for row, kind in enumerate(index.kinds):
-            if kind != FILE:
-                continue
-            digest = bytes(index.contents[ordinal : ordinal + 16])
-            ordinal += 16
-            path = self._path(row)
-            if path is None:
-                continue
-            if self._is_right(row, path, digest):
-                self.kept += 1
-                continue
+        for row, _ in self._wrong(frozenset({FILE})):
             batch.append(row)
-            size += index.sizes[row] + _FILE_BYTES
+            size += self._index.sizes[row] + _FILE_BYTES
             if size >= limit:
                 yield batch
                 batch, size = [], 0
-        yield batch
+        if batch:
+            yield batch
 
-    def _is_right(self, row: int, path: bytes, digest: bytes) -> bool:
-        """Compare by content, never by time; mode and mtime of a right file are set straight on the way."""
+    def frames_of(self, batch: list[int]) -> list[int]:
+        """Return the frames in which these rows lie, ascending."""
         index = self._index
-        if row in index.sparse:
-            return False
-        try:
+        return sorted(
+            {
+                frame
+                for row in batch
+                for frame in range(index.frames[row], index.frames[row] + parts(index.sizes[row]))
+            }
+        )
+
+    def set_attributes(self) -> None:
+        """Give files with the right content the mode, owner and time that they lack."""
+        index, options = self._index, self._options
+        for row in self._presence.rows:
+            if self._presence.states[row] != ATTRIBUTES:
+                continue
+            path = self._path(row)
+            assert path is not None
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            return False
-        try:
-            info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode) or info.st_size != index.sizes[row] or info.st_nlink != 1:
-                return False
-            if content_digest(fd, info.st_size) != digest:
-                return False
-            mode = self._options.mode(index.modes[row])
-            if stat.S_IMODE(info.st_mode) != mode:
-                os.fchmod(fd, mode)
-            if self._options.same_owner:
-                os.fchown(fd, index.uids[row], index.gids[row])
-            if info.st_mtime_ns != index.mtimes[row]:
-                os.utime(fd, ns=(info.st_atime_ns, index.mtimes[row]))
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-        return True
+            try:
+                info = os.fstat(fd)
+                if options.same_owner:
+                    os.fchown(fd, index.uids[row], index.gids[row])
+                mode = options.mode(index.modes[row])
+                if (
+                    stat.S_IMODE(info.st_mode) != mode or mode & 0o6000
+                ):  # a change of owner takes these bits away
+                    os.fchmod(fd, mode)
+                if info.st_mtime_ns != index.mtimes[row]:
+                    os.utime(fd, ns=(info.st_atime_ns, index.mtimes[row]))
+            finally:
+                os.close(fd)
 
     def make_links(self, staging_fd: int) -> None:
         """Symlinks, then hard links, each made in staging and renamed over what is there."""
         index = self._index
-        rows = [row for row, kind in enumerate(index.kinds) if kind in (SYMLINK, HARDLINK)]
-        linked = sorted(
-            zip(rows, index.links, strict=True), key=lambda pair: index.kinds[pair[0]] == HARDLINK
-        )
-        for row, link in linked:
-            path = self._path(row)
-            if path is None:
-                continue
+        if not index.links:
+            return
+        ordinals = index.ordinals(LINK_KINDS)
+        wrong = sorted(self._wrong(LINK_KINDS), key=lambda pair: index.kinds[pair[0]] == HARDLINK)
+        for row, path in wrong:
+            link = index.links[ordinals[row]]
             if index.kinds[row] == SYMLINK:
                 os.symlink(link, b"link", dir_fd=staging_fd)
                 if self._options.same_owner:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cachekit.archive.check import check_members
+from cachekit.archive.check import check_archive
 from cachekit.archive.format import KIND_NAMES, LINK_KINDS
 from cachekit.archive.read import Archive, open_archive
 from cachekit.cache.verify import entries_of, is_file_argument, is_path
@@ -114,7 +114,7 @@ def members(path: bytes) -> Iterator[Member]:
     """Yield an entry's members, the index checked before. Raises Refused, Unreadable, Missed."""
     with _opened(path, ANYONE) as archive:
         index = archive.index
-        check_members(archive.seal, index)
+        check_archive(archive)
         links = iter(index.links)
         ordinal = 0
         for row, kind in enumerate(index.kinds):

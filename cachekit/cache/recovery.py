@@ -9,7 +9,8 @@ from typing import cast
 from cachekit.archive.extract import extract
 from cachekit.archive.read import open_archive
 from cachekit.archive.unpack import WriteOptions
-from cachekit.cache.inplace import restore_in_place
+from cachekit.cache.inplace import needed_frames, restore_in_place
+from cachekit.cache.present import look
 from cachekit.errors import CachekitError, LockTimeout
 from cachekit.model import RootName, Target
 from cachekit.system.workers import worker_count
@@ -79,12 +80,14 @@ def _in_place(recovered: Recovered, trust: Trust) -> str | None:
         with open_archive(path, policy) as archive:
             if archive.seal.identity != entry["identity"]:
                 return f"the entry {entry['key']!r} was replaced since; restore it again"
-            extract(archive, [], options, worker_count())
+            presence = look(archive, target, recovered.target, options, worker_count())
+            extract(archive, [], options, worker_count(), frames=needed_frames(archive, [presence]))
             restore_in_place(
                 archive,
                 target,
                 recovered.target,
                 options,
+                presence,
                 remove_extras="remove-extras" in asked,
                 durable=False,
                 min_free=0,

@@ -11,13 +11,17 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from cachekit.archive.check import check_members
-from cachekit.archive.extract import Progress, directory_facts, extract, needed_space
+from cachekit.archive import record as records
+from cachekit.archive.check import check_archive
+from cachekit.archive.extract import Noted, Progress, directory_facts, extract, needed_space
 from cachekit.archive.format import DIRECTORY
 from cachekit.archive.names import Roots, find_roots
 from cachekit.archive.read import Archive, open_archive
+from cachekit.archive.record import Record
 from cachekit.archive.unpack import Destination, WriteOptions
 from cachekit.cache import inplace
+from cachekit.cache.delta import remember_restored
+from cachekit.cache.present import look, rows_of
 from cachekit.cache.select import choose_targets, confirmed, elsewhere, names_to_try, status_of
 from cachekit.cache.space import require
 from cachekit.errors import (
@@ -35,7 +39,7 @@ from cachekit.errors import (
 )
 from cachekit.model import STAGED, Key, Platform, RestoreReport, RestoreStatus, StoreAddress, Target
 from cachekit.store.directory import DirectoryStore
-from cachekit.system.clock import this_platform
+from cachekit.system.clock import now_ns, this_platform
 from cachekit.system.locks import claim
 from cachekit.system.space import free_space, mount_points
 from cachekit.system.steps import step
@@ -141,7 +145,7 @@ def _try(
                 if not request.any_platform and archive.seal.platform != request.platform:
                     _passed_over(report, name, "miss", f"it was made for {archive.seal.platform}")
                     return "miss"
-                _restore(request, archive, roots, report)
+                _restore(request, store, archive, roots, report)
                 report.entry = name
                 return "restored"
         except FileNotFoundError:
@@ -170,14 +174,24 @@ def _passed_over(
     report.tried.append(line)
 
 
-def _restore(request: RestoreRequest, archive: Archive, roots: Roots, report: RestoreReport) -> None:
+def _restore(
+    request: RestoreRequest, store: DirectoryStore, archive: Archive, roots: Roots, report: RestoreReport
+) -> None:
     clock = time.perf_counter
     mark = clock()
     seal = archive.seal
     targets = choose_targets(seal.targets, request.paths, roots, every=request.all_targets)
-    check_members(seal, archive.index)
-    report.phases["index"] = clock() - mark
     places = {target: real_place(roots.path_of(target)) for target in targets}
+    known = (
+        {target: records.load(place) for target, place in places.items()}
+        if request.mode == "in-place"
+        else {}
+    )
+    # A record is of an entry whose members were checked, and its identity covers every byte of the index.
+    if any(record is not None and record.identity == seal.identity for record in known.values()):
+        archive.members_checked = True
+    check_archive(archive)
+    report.phases["index"] = clock() - mark
     with contextlib.ExitStack() as stack:
         for place in sorted(set(places.values())):
             stack.enter_context(target_lock(place, shared=False, timeout=request.lock_timeout))
@@ -186,9 +200,9 @@ def _restore(request: RestoreRequest, archive: Archive, roots: Roots, report: Re
         _check_targets(request, archive, roots, places)
         with _errors_of_target(places):
             if request.mode == "in-place":
-                _in_place(request, archive, roots, places, report)
+                _in_place(request, store, archive, roots, places, known, report)
             else:
-                _staged(request, archive, roots, places, report)
+                _staged(request, store, archive, roots, places, report)
         for recovered in pending:
             with contextlib.suppress(OSError):
                 drop(recovered.journal)
@@ -306,6 +320,7 @@ def _errors_of_target(places: dict[Target, bytes]) -> Iterator[None]:
 
 def _staged(
     request: RestoreRequest,
+    store: DirectoryStore,
     archive: Archive,
     roots: Roots,
     places: dict[Target, bytes],
@@ -338,7 +353,8 @@ def _staged(
                 os.mkdir(STAGED, 0o700, dir_fd=destination.fd)
         if not checked and any(staging.journal.inside for staging in stagings.values()):
             extract(archive, [], options, worker_count())
-        extract(archive, destinations, options, worker_count(), request.progress)
+        noted = Noted(len(archive.index))
+        extract(archive, destinations, options, worker_count(), request.progress, noted=noted)
         step("restore.extracted")
         for destination, staging in zip(destinations, stagings.values(), strict=True):
             facts = directory_facts(archive, destination, options)
@@ -348,9 +364,15 @@ def _staged(
         step("restore.finished-staging")
         report.phases["unpack"] = clock() - mark
         mark = clock()
-        for target, staging in stagings.items():
+        for destination, staging in zip(destinations, stagings.values(), strict=True):
+            target = destination.target
+            visible_ns = now_ns()
             outcome = finish(staging, durable=request.durable, same_owner=request.same_owner)
             done.add(target)
+            if outcome.level != "files":  # moving a file by itself changes its ctime
+                rows = rows_of(archive, target)
+                place = places[target]
+                remember_restored(store, archive, target, place, rows, noted.inodes, noted.ctimes, visible_ns)
             report.commit[str(target)] = outcome.level
             report.extra += outcome.extra
         report.phases["commit"] = clock() - mark
@@ -385,8 +407,15 @@ def _require_space(
             in_place = 0
             for one in destinations:
                 if free_space(one.fd).device == free.device:
+                    place = places[one.target]
+                    options = WriteOptions(same_owner=request.same_owner, keep_setuid=request.keep_setuid)
                     room = inplace.room_in_place(
-                        archive, one, places[one.target], free.block_size, remove_extras=extras
+                        archive,
+                        one,
+                        place,
+                        free.block_size,
+                        look(archive, one.target, place, options, worker_count()),
+                        remove_extras=extras,
                     )
                     in_place += room(inplace.LEAST_BATCH_BYTES)
             if in_place + request.min_free <= free.available:
@@ -396,13 +425,22 @@ def _require_space(
 
 def _in_place(
     request: RestoreRequest,
+    store: DirectoryStore,
     archive: Archive,
     roots: Roots,
     places: dict[Target, bytes],
+    known: dict[Target, Record | None],
     report: RestoreReport,
 ) -> None:
     options = WriteOptions(same_owner=request.same_owner, keep_setuid=request.keep_setuid)
-    extract(archive, [], options, worker_count(), request.progress)
+    presences = {
+        target: look(archive, target, place, options, worker_count(), known[target])
+        for target, place in places.items()
+    }
+    visible_ns = now_ns()
+    frames = inplace.needed_frames(archive, presences.values())
+    if frames:
+        extract(archive, [], options, worker_count(), request.progress, frames)
     for target, place in places.items():
         extras = request.replace_extras and _mode(request, roots, place)[1] is None
         report.unchanged += inplace.restore_in_place(
@@ -410,8 +448,11 @@ def _in_place(
             target,
             place,
             options,
+            presences[target],
             remove_extras=extras,
             durable=request.durable,
             min_free=request.min_free,
         )
         report.commit[str(target)] = "in-place"
+        found = presences[target]
+        remember_restored(store, archive, target, place, found.rows, found.inodes, found.ctimes, visible_ns)

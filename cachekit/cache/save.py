@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -9,13 +10,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cachekit._version import __version__
+from cachekit.archive.base import Base
 from cachekit.archive.format import DIRECTORY
 from cachekit.archive.names import Roots, compile_patterns, find_roots, targets_of
 from cachekit.archive.pack import zstd_version
 from cachekit.archive.read import open_archive
 from cachekit.archive.seal import Seal
 from cachekit.archive.walk import Walk
-from cachekit.archive.write import FileChanged, Progress, Written, write_entry
+from cachekit.archive.write import BaseRotten, FileChanged, Progress, Written, write_entry
+from cachekit.cache.delta import opened_base, remember_saved, set_base_aside
 from cachekit.cache.estimate import family_ratio, room_for
 from cachekit.cache.space import require
 from cachekit.errors import (
@@ -37,7 +40,7 @@ from cachekit.system.locks import claim
 from cachekit.system.publish import TempFile
 from cachekit.system.workers import worker_count
 from cachekit.targets.finish import refuse_unfinished
-from cachekit.targets.journal import target_lock
+from cachekit.targets.journal import real_place, target_lock
 
 __all__ = ["SaveRequest", "save"]
 
@@ -64,6 +67,10 @@ class SaveRequest:
     min_free: int = 0
     changed: Literal["skip", "refuse"] = "refuse"
     allow_empty: bool = False
+    #: Write everything anew instead of starting from an earlier entry.
+    full: bool = False
+    #: Take a file for unchanged if its size, mode, owner and mtime are, without knowing when its content was read.
+    trust_mtime: bool = False
     lock_timeout: float = 60.0
     progress: Progress | None = None
     #: Called with the bytes that must be free in the store when there is too little; then the check is made once more.
@@ -205,28 +212,84 @@ def _save(
     report: SaveReport,
 ) -> None:
     left_out: set[bytes] = set()
-    for _ in range(_ATTEMPTS):
-        walk = Walk(targets, roots, excluded, avoid=_identities(store), left_out=frozenset(left_out))
-        try:
-            with store.temporary(identity) as temp:
-                written = _write(request, store, identity, walk, temp)
-                outcome = store.publish(temp, identity, replace=request.force)
-                if outcome == "exists" and not _exists(store, identity, report):
-                    # The entry in the way was damaged and is gone now; or it is still there, and not trusted.
-                    outcome = store.publish(temp, identity, replace=store.trust.required)
-        except FileChanged as error:
-            if request.changed == "refuse" and error.member not in left_out:
-                raise SourceChanged(error.message, path=error.path) from None
-            left_out.add(error.member)
-            continue
+    places = {target: real_place(roots.path_of(target)) for target in targets}
+    full = request.full
+    attempts = _ATTEMPTS
+    while attempts:
+        attempts -= 1
+        with _base(request, store, identity, places, excluded, full=full) as base:
+            begun_ns = now_ns()
+            walk = Walk(targets, roots, excluded, _identities(store), frozenset(left_out), base)
+            try:
+                with store.temporary(identity) as temp:
+                    written = _write(request, store, identity, walk, temp)
+                    outcome = store.publish(temp, identity, replace=request.force)
+                    if outcome == "exists" and not _exists(store, identity, report):
+                        # The entry in the way was damaged and is gone now; or it is there still, and not trusted.
+                        outcome = store.publish(temp, identity, replace=store.trust.required)
+            except BaseRotten:
+                assert base is not None
+                _drop_base(store, base, report)
+                full = True
+                attempts += 1
+                continue
+            except FileChanged as error:
+                if request.changed == "refuse" and error.member not in left_out:
+                    raise SourceChanged(error.message, path=error.path) from None
+                left_out.add(error.member)
+                continue
         if outcome == "published":
             report.status = "saved"
             _fill(report, written, walk, left_out)
             store.mark_used(identity.file_name)
+            if not left_out:
+                remember_saved(store, identity.file_name, walk, written, places, request.excludes, begun_ns)
         elif report.status == "saved":
             report.status = "in-progress"  # another saver holds the claim and has not renamed yet
         return
     raise SourceChanged("files keep changing faster than they can be saved", path=next(iter(left_out)))
+
+
+def _base(
+    request: SaveRequest,
+    store: DirectoryStore,
+    identity: EntryIdentity,
+    places: dict[Target, bytes],
+    excluded: Callable[[bytes], bool] | None,
+    *,
+    full: bool,
+) -> contextlib.AbstractContextManager[Base | None]:
+    """Return what opens the entry that the save starts from, None without one."""
+    if full:
+        return contextlib.nullcontext()
+    family, prefix = _family(request, identity)
+    return opened_base(
+        store,
+        identity,
+        family,
+        prefix,
+        places,
+        request.level,
+        request.excludes,
+        excluded,
+        trust_mtime=request.trust_mtime,
+    )
+
+
+def _drop_base(store: DirectoryStore, base: Base, report: SaveReport) -> None:
+    """Set aside an entry whose frames are not what its seal says; the save goes on without it."""
+    key = base.archive.seal.key
+    aside = "and set aside" if set_base_aside(store, base) else "but could not be set aside"
+    report.warnings.append(f"the entry of {key!r}, from which this save started, is damaged {aside}")
+
+
+def _family(request: SaveRequest, identity: EntryIdentity) -> tuple[str, str]:
+    """Return the family and what its keys begin with.
+
+    A family that is not named is the beginning of its keys, which spares reading every seal of the store.
+    """
+    family = request.family or identity.key.family
+    return family, "" if request.family else family
 
 
 def _identities(store: DirectoryStore) -> frozenset[tuple[int, int]]:
@@ -237,9 +300,8 @@ def _identities(store: DirectoryStore) -> frozenset[tuple[int, int]]:
 def _write(
     request: SaveRequest, store: DirectoryStore, identity: EntryIdentity, walk: Walk, temp: TempFile
 ) -> Written:
-    family = request.family or identity.key.family
-    # A family that is not named is the beginning of its keys, which spares reading every seal of the store.
-    ratio = family_ratio(store, family, "" if request.family else family)
+    family, prefix = _family(request, identity)
+    ratio = family_ratio(store, family, prefix)
 
     def reserve(walked: Walk) -> None:
         if not request.allow_empty and not _has_content(walked):
@@ -337,6 +399,12 @@ def _describe(request: SaveRequest, identity: EntryIdentity, family: str, walk: 
     )
 
 
+def same_members(walk: Walk, written: Written) -> bool:
+    """Return True if the entry holds exactly what its base holds."""
+    base = walk.base
+    return base is not None and base.archive.seal.index_sha256 == written.seal.index_sha256
+
+
 def _fill(report: SaveReport, written: Written, walk: Walk, left_out: set[bytes]) -> None:
     seal = written.seal
     report.identity = seal.identity
@@ -345,6 +413,10 @@ def _fill(report: SaveReport, written: Written, walk: Walk, left_out: set[bytes]
     report.content_bytes = seal.content_bytes
     report.archive_bytes = written.archive_bytes
     report.skipped = dict(walk.skipped)
+    report.copied_bytes = written.copied_bytes
+    if walk.base is not None and written.copied_frames:
+        report.base = walk.base.archive.seal.key
+        report.unchanged = same_members(walk, written)
     report.phases = written.phases
     dropped = [path for path, _ in written.dropped] + sorted(left_out)
     report.changed = [os.fsdecode(path) for path in dropped]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cachekit.archive.check import check_members
+from cachekit.archive.check import check_archive
 from cachekit.archive.extract import Progress, check_contents, check_frames
 from cachekit.archive.read import Archive, open_archive
 from cachekit.errors import CachekitError, InvalidRequest, Refused, Unreadable
@@ -149,7 +149,7 @@ def climb(archive: Archive, depth: Depth, progress: Progress | None = None) -> N
     level = DEPTHS.index(depth)
     _ = archive.seal
     if level >= DEPTHS.index("index"):
-        check_members(archive.seal, archive.index)
+        check_archive(archive)
     if depth == "frames":
         check_frames(archive, worker_count(), progress)
     elif depth == "contents":

@@ -93,6 +93,14 @@ _TO_BEGIN = 4 << 20
     type=parse_directory,
     help="With --make-room: the plan, as for cachekit clean.",
 )
+@click.option(
+    "--full", is_flag=True, help="Write everything anew, instead of starting from an earlier entry."
+)
+@click.option(
+    "--trust-mtime",
+    is_flag=True,
+    help="Take files with the size and mtime of an earlier entry for unchanged, without reading them.",
+)
 @click.option("--allow-empty", is_flag=True, help="Save a tree without any file.")
 @click.option(
     "--lock-timeout",

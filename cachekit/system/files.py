@@ -18,6 +18,7 @@ __all__ = [
     "open_to_look",
     "opened",
     "pread_exactly",
+    "put_in_place",
     "pwrite_all",
     "random_name",
     "reachable",
@@ -159,6 +160,25 @@ def replace_file(name: str, data: bytes, dir_fd: int) -> None:
             os.unlink(temporary, dir_fd=dir_fd)
         raise
     fsync_directory(dir_fd)
+
+
+def put_in_place(path: str, data: bytes) -> None:
+    """Write a small file so that its name leads to the old or the new content at every moment, for this user only.
+
+    Not durable: after a crash it may have any content. Raises OSError.
+    """
+    temporary = f"{path}.{random_name()}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            pwrite_all(fd, data, 0)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def make_private_directory(path: bytes | str, mode: int = 0o700, *, dir_fd: int | None = None) -> bool:

@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ProcessIdentity", "current", "parse", "run_limited", "running_programs"]
+__all__ = ["ProcessIdentity", "boot_id", "current", "parse", "run_limited", "running_programs"]
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return what is the same until this machine starts anew: the first eight digits of the kernel's boot id."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read(8)
@@ -63,7 +64,7 @@ class ProcessIdentity:
 def current() -> ProcessIdentity:
     """Return the identity of the calling process."""
     pid = os.getpid()
-    return ProcessIdentity(_boot_id(), _pid_namespace(), pid, _start_time(pid) or "0")
+    return ProcessIdentity(boot_id(), _pid_namespace(), pid, _start_time(pid) or "0")
 
 
 def parse(text: str) -> ProcessIdentity | None:

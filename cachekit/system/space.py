@@ -12,6 +12,7 @@ __all__ = [
     "filesystem_type",
     "flock_excludes",
     "free_space",
+    "is_local",
     "mount_of",
     "mount_points",
     "pool_of",
@@ -138,8 +139,13 @@ def mount_points() -> set[bytes]:
         return set()
 
 
-def flock_excludes(fd_or_path: int | str | bytes) -> bool:
-    """Return True where flock is known to exclude every other user of the file, that is on local filesystems."""
+def is_local(fd_or_path: int | str | bytes) -> bool:
+    """Return True on filesystems of this host alone: their inodes and times are this kernel's own. Raises OSError."""
     kind = filesystem_type(fd_or_path)
     # btrfs subvolumes have device numbers of their own that mountinfo does not list.
     return kind in _LOCAL_TYPES or (kind == "unknown" and os.path.exists("/proc/fs/btrfs"))
+
+
+def flock_excludes(fd_or_path: int | str | bytes) -> bool:
+    """Return True where flock is known to exclude every other user of the file, that is on local filesystems."""
+    return is_local(fd_or_path)

@@ -38,7 +38,7 @@ def merge_batch(staging: Staging) -> None:
         opened(OLD, dir_fd=staging.fd) as aside_fd,
         opened(staging.name or b".", dir_fd=staging.parent_fd) as old_fd,
     ):
-        merger = Merger(staging, aside_fd, Outcome("files"))
+        merger = Merger(staging, aside_fd, Outcome("files"), counting=False)
         merger.move(new_fd, old_fd, top=False, replace=False)
     remove_tree(STAGED, dir_fd=staging.fd)
 
@@ -59,10 +59,14 @@ def open_directory_up(name: bytes, dir_fd: int, info: os.stat_result) -> bool:
 
 
 class Merger:
-    """Moves the children of one directory into another, name by name."""
+    """Moves the children of one directory into another, name by name.
 
-    def __init__(self, staging: Staging, aside_fd: int, outcome: Outcome) -> None:
+    With ``counting`` the outcome tells how many files are left that are not among the new ones; ``new`` must be whole.
+    """
+
+    def __init__(self, staging: Staging, aside_fd: int, outcome: Outcome, *, counting: bool = True) -> None:
         self.outcome = outcome
+        self._counting = counting
         self._staging = staging
         self._staging_name = os.path.basename(staging.journal.staging)
         self._aside_fd = aside_fd
@@ -121,7 +125,7 @@ class Merger:
 
     def move(self, new_fd: int, old_fd: int, *, top: bool, replace: bool) -> None:
         names = sorted(os.fsencode(name) for name in os.listdir(new_fd))
-        if not replace:
+        if not replace and self._counting:
             self._count_extra(set(names), old_fd)
         for number, name in enumerate(names):
             if name == _MARK:
