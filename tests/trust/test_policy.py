@@ -20,6 +20,7 @@ from cachekit.store.directory import DirectoryStore
 from cachekit.trust import ANYONE, HmacKey, Signature
 from tests.support.archives import restore_tree, save_tree
 from tests.support.in_process import Here, cut
+from tests.support.samples import package_tree
 from tests.support.signing import OTHER_SECRET, SECRET, signed_store
 from tests.support.snapshots import unchanged
 from tests.support.surgery import anatomy
@@ -450,3 +451,21 @@ def test_untrusted_is_an_error_of_its_own() -> None:
 
     assert issubclass(Untrusted, Refused)
     assert not issubclass(Untrusted, Damaged)
+
+
+@pytest.mark.parametrize("kind", ["right", *KINDS])
+@pytest.mark.parametrize("remembered", [True, False], ids=["by its record", "by its family"])
+def test_a_save_starts_only_from_a_trusted_entry(
+    here: Here, key: SetKey, kind: str, remembered: bool
+) -> None:
+    """No frame of an entry that is not trusted is copied into one that is then signed, whatever is remembered of it."""
+    package_tree(here.root / "t", files=40, large=0)
+    path = saved(here, key, kind)
+    if not remembered:
+        shutil.rmtree(here.home / ".local")
+    before = path.read_bytes()
+    key(SECRET)
+    report = here.save("k2", "t", "--family=k")
+    assert (report["base"], report["copied_bytes"] > 0) == (("k", True) if kind == "right" else (None, False))
+    assert here.restore("k2", "t")["status"] == "exact"
+    assert path.read_bytes() == before
