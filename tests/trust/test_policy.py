@@ -282,6 +282,15 @@ def test_show_and_ls_tell_the_signature(here: Here, key: SetKey) -> None:
     assert here("ls").expect().stdout.count("  signed") == 2
 
 
+def test_show_refuses_what_is_forged(here: Here, key: SetKey) -> None:
+    """Neither manifest nor files of an entry with a wrong HMAC are shown to who has the key, by key or by file."""
+    path = saved(here, key, "forged")
+    for name in ("k", str(path)):
+        for option in ((), ("--files",), ("--files", "--json"), ("--manifest",)):
+            done = here("show", name, *option).expect(4)
+            assert f"wrong under your key {KEY.id}" in done.stderr
+
+
 def test_verify_names_the_key(here: Here, key: SetKey) -> None:
     """Verify says with which key an entry is signed."""
     key(SECRET)
@@ -469,3 +478,15 @@ def test_a_save_starts_only_from_a_trusted_entry(
     assert (report["base"], report["copied_bytes"] > 0) == (("k", True) if kind == "right" else (None, False))
     assert here.restore("k2", "t")["status"] == "exact"
     assert path.read_bytes() == before
+
+
+def test_a_newer_untrusted_entry_does_not_hide_the_base(here: Here, key: SetKey) -> None:
+    """A save starts from the newest trusted entry of the family, whatever others have put there since."""
+    package_tree(here.root / "t", files=40, large=0)
+    key(SECRET)
+    here.save("k-1", "t")
+    key(None)
+    here.save("k-2", "t")
+    shutil.rmtree(here.home / ".local")
+    key(SECRET)
+    assert here.save("k-3", "t")["base"] == "k-1"
