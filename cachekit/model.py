@@ -89,7 +89,7 @@ class Key:
 
 
 #: Directories of a namespace: no namespace may be called like one, for it would lie among them.
-STORE_DIRECTORIES = ("entries", "used", "tmp", "quarantine", "locks", "events", "pinned")
+STORE_DIRECTORIES = ("entries", "used", "tmp", "quarantine", "locks", "events", "pinned", "aliases")
 _NAMESPACE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _MAX_NAMESPACE_PARTS = 8
 
@@ -239,7 +239,7 @@ def format_size(value: float) -> str:
     return f"{value:.1f} TiB"
 
 
-SaveStatus = Literal["saved", "exists", "in-progress"]
+SaveStatus = Literal["saved", "reused", "exists", "in-progress"]
 
 
 @dataclass(slots=True)

@@ -78,6 +78,8 @@ class Layout:
     _frame_members: int = 0
     #: Of the directory that is being listed: name -> row of the base. None: nothing is known of it.
     _here: dict[bytes, int] | None = None
+    #: Whether every frame so far is one of the base's.
+    all_copied: bool = True
     #: Whether a file of the frame may have another content than the base's.
     _unsure: bool = False
 
@@ -211,6 +213,7 @@ class Layout:
             self.ready.append([COPY_JOB, 1, frame, frame + count])
         else:
             prefix, root_number, directory, _ = self.groups[-1]
+            self.all_copied = False
             for part in range(count):
                 hint = -1 if frame is None else frame + part
                 self.ready.append([PART_JOB, part, hint, prefix, root_number, directory, member])
@@ -238,6 +241,7 @@ class Layout:
         if frame is not None and (not self._unsure or self._same_times(members, frame)):
             self.ready.append([COPY_JOB, members, frame, frame + 1])
         else:
+            self.all_copied = False
             groups = [group for group in self.groups if group[3]]
             self.ready.append([FRAME_JOB, members, -1 if frame is None else frame, groups])
         prefix, root_number, directory, _ = self.groups[-1]

@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from cachekit.archive.alias import Alias
 from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.seal import Seal
 from cachekit.errors import CachekitError, Damaged, NoSpace, StoreUnavailable
 from cachekit.model import EntryIdentity, Key, StoreAddress, safe_prefix
 from cachekit.store import layout
+from cachekit.store.alias import adopt, link
 from cachekit.system.clock import now_ns
 from cachekit.system.files import remove_tree
 from cachekit.system.locks import try_lock
@@ -220,20 +222,25 @@ class DirectoryStore:
         try:
             with open_archive(path, self.trust.for_looking()) as archive:
                 size = archive.size
-                self.check_filing(archive, name)
+                vouched = self.check_filing(archive, name)
                 signed = archive.signed
-                trusted = not self.trust.required or signed.standing == "valid"
+                trusted = not self.trust.required or {signed.standing, vouched.standing} == {"valid"}
                 return Candidate(path, name, size, archive.seal, None, signed, trusted)
         except FileNotFoundError:
             return None
         except CachekitError as error:
             return Candidate(path, name, size, None, error)
 
-    @staticmethod
-    def check_filing(archive: Archive, name: str) -> None:
-        """Raise Damaged if the entry is not the one that its file name stands for."""
+    def check_filing(self, archive: Archive, name: str) -> Signed:
+        """Raise Damaged if the entry is not the one that its file name stands for.
+
+        An entry that an alias vouches for takes that key on. Return who signed what says so: the entry or the alias.
+        """
         expected = file_name_of(archive.seal)
         if expected != name:
+            signed = adopt(archive, self.path, self.namespace, name)
+            if signed is not None:
+                return signed
             raise Damaged(
                 "the entry is filed under another entry's name",
                 path=archive.path,
@@ -241,6 +248,18 @@ class DirectoryStore:
                 expected=expected,
                 found=name,
             )
+        return archive.signed
+
+    def link(
+        self, archive: Archive, identity: EntryIdentity, family: str, *, replace: bool
+    ) -> Literal["published", "exists", "impossible"]:
+        """Serve an opened entry of this namespace under a further key as well (see ``alias.link``).
+
+        Raises StoreUnavailable, NoSpace.
+        """
+        alias = Alias(identity.key.text, family, now_ns(), archive.seal.identity)
+        with self._trouble("publish in"):
+            return link(archive, identity, alias, self.trust, self.path, self.namespace, replace=replace)
 
     def mark_used(self, name: str) -> None:
         """Note that the entry was used now: the mtime of ``used/<entry>``. Best effort."""
