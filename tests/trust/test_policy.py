@@ -62,6 +62,12 @@ def forge(path: Path, namespace: str = "default") -> None:
     resign(path, Signature(KEY.id, bytes(32), namespace))
 
 
+def sign_elsewhere(path: Path) -> None:
+    """Give an entry the HMAC that it would have in another namespace."""
+    text = path.read_bytes()[anatomy(path).json : anatomy(path).auth]
+    resign(path, Signature(KEY.id, KEY.mac(text, "other"), "other"))
+
+
 def saved(here: Here, key: SetKey, kind: str) -> Path:
     """Save `t` under `k` in a way that a job with SECRET must not use; return the entry's file."""
     key({"unsigned": None, "stranger": OTHER_SECRET}.get(kind, SECRET))
@@ -72,8 +78,7 @@ def saved(here: Here, key: SetKey, kind: str) -> Path:
     elif kind == "stripped":
         resign(path)
     elif kind == "elsewhere":
-        text = path.read_bytes()[anatomy(path).json : anatomy(path).auth]
-        resign(path, Signature(KEY.id, KEY.mac(text, "other"), "other"))
+        sign_elsewhere(path)
     return path
 
 
@@ -407,7 +412,7 @@ def in_place_killed(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
         here("restore", "--key=k", "--in-place", "t").expect(8)
 
 
-@pytest.mark.parametrize("kind", ["unsigned", "stranger", "forged", "right"])
+@pytest.mark.parametrize("kind", ["unsigned", "stranger", "elsewhere", "forged", "right"])
 def test_recover_goes_on_by_the_policy_of_the_killed_restore(
     here: Here, key: SetKey, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +425,8 @@ def test_recover_goes_on_by_the_policy_of_the_killed_restore(
         forge(path)
     elif kind == "unsigned":
         resign(path)
+    elif kind == "elsewhere":
+        sign_elsewhere(path)
     elif kind == "stranger":
         key(OTHER_SECRET)
     done = here("recover", "t", "--trust=none").expect(0 if kind == "right" else 8)
