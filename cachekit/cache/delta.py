@@ -43,8 +43,9 @@ def opened_base(
     """Open the entry that a save of the targets at ``places`` starts from; None if there is none that would do.
 
     The one that the targets' records name, if the store still has it, else the family's newest. Only entries of the
-    same level, zstd and platform: copied frames are then what compressing would give. Never raises for an entry that
-    is damaged or cannot be read: then there is none.
+    same level, zstd and platform: copied frames are then what compressing would give; and only those that the store's
+    trust takes, for what is copied is signed anew. Never raises for an entry that is damaged or cannot be read: then
+    there is none.
     """
     known = {target: records.load(place) for target, place in places.items()}
     with contextlib.ExitStack() as stack:

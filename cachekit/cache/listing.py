@@ -110,9 +110,9 @@ class Member:
     digest: str | None
 
 
-def members(path: bytes) -> Iterator[Member]:
-    """Yield an entry's members, the index checked before. Raises Refused, Unreadable, Missed."""
-    with _opened(path, ANYONE) as archive:
+def members(path: bytes, trust: Trust = ANYONE) -> Iterator[Member]:
+    """Yield an entry's members, the index checked before; as ``manifest``. Raises Refused, Unreadable, Missed."""
+    with _opened(path, trust) as archive:
         index = archive.index
         check_archive(archive)
         links = iter(index.links)

@@ -268,7 +268,8 @@ class DirectoryStore:
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             fd = os.open(name, flags, 0o660, dir_fd=directory)
             try:
-                os.utime(fd)
+                if os.fstat(fd).st_nlink == 1:  # else it is somebody's file that was linked here
+                    os.utime(fd)
             finally:
                 os.close(fd)
 
