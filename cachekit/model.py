@@ -91,7 +91,7 @@ class Key:
 
 
 #: Directories of a namespace: no namespace may be called like one, for it would lie among them.
-STORE_DIRECTORIES = ("entries", "used", "tmp", "quarantine", "locks", "events", "pinned")
+STORE_DIRECTORIES = ("entries", "used", "tmp", "quarantine", "locks", "events", "pinned", "aliases")
 _NAMESPACE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _MAX_NAMESPACE_PARTS = 8
 
@@ -274,7 +274,7 @@ def format_duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-SaveStatus = Literal["saved", "exists", "in-progress"]
+SaveStatus = Literal["saved", "reused", "exists", "in-progress"]
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 __all__ = [
+    "ALIAS_MAGIC",
     "AUTH_HMAC",
     "BLOCK",
     "DIRECTORY",
@@ -21,6 +22,7 @@ __all__ = [
     "KIND_NAMES",
     "KNOWN_FEATURES",
     "LINK_KINDS",
+    "MAX_ALIAS",
     "MAX_AUTH",
     "MAX_INDEX",
     "MAX_JSON",
@@ -55,6 +57,9 @@ SEEK_FOOTER_MAGIC = 0x8F92EAB1
 #: What closes the seal's payload: sha256 of the JSON, its length, the length of the authentication part, magic.
 SEAL_TRAILER = struct.Struct("<32sII8s")
 SEAL_TRAILER_MAGIC = b"CKSEAL1\n"
+#: What closes an alias in the place of the seal's magic, and the most bytes that one has.
+ALIAS_MAGIC = b"CKALIAS1"
+MAX_ALIAS = 64 << 10
 #: The kind of a signature in the seal's authentication part: HMAC-SHA256 under a shared key.
 AUTH_HMAC = 1
 

@@ -13,6 +13,7 @@ import os
 import stat
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Self
 
 from cachekit.archive import seal as sealing
@@ -132,6 +133,10 @@ class Archive:
                     raise Damaged("the seal's sizes contradict each other", rung="seal")
             self._seal, self._tail, self._signed = seal, tail, signed
         return self._seal
+
+    def file_as(self, key: str, family: str, created_ns: int) -> None:
+        """Take the entry for that of another key, which an alias says it is; its identity stays."""
+        self._seal = replace(self.seal, key=key, family=family, created_ns=created_ns)
 
     @property
     def signed(self) -> Signed:

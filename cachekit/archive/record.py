@@ -101,10 +101,9 @@ def settled(ctime_ns: int, read_ns: int) -> bool:
 
 def forget_unsettled(ctimes: array[int], read_ns: int) -> None:
     """Make the rows ``UNKNOWN`` whose file may have changed since ``read_ns`` without another ctime."""
-    if not ctimes or max(ctimes) + _COARSE_TICK_NS < read_ns:
-        return
-    for at, ctime in enumerate(ctimes):
-        if not settled(ctime, read_ns):
+    recent = read_ns - _COARSE_TICK_NS
+    for at in [at for at, ctime in enumerate(ctimes) if ctime >= recent]:
+        if not settled(ctimes[at], read_ns):
             ctimes[at] = UNKNOWN
 
 

@@ -88,6 +88,7 @@ def _in_place(recovered: Recovered, trust: Trust) -> str | None:
                 recovered.target,
                 options,
                 presence,
+                checked=True,
                 remove_extras="remove-extras" in asked,
                 durable=False,
                 min_free=0,

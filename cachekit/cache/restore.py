@@ -439,7 +439,14 @@ def _in_place(
     }
     visible_ns = now_ns()
     frames = inplace.needed_frames(archive, presences.values())
-    if frames:
+    # A little is checked while it is staged: nothing of the target changes before all of it is.
+    early = (
+        len(presences) == 1
+        and not request.replace_extras
+        and not any(goes_inside(place) for place in places.values())
+        and all(inplace.one_batch(archive, presence) for presence in presences.values())
+    )
+    if frames and not early:
         extract(archive, [], options, worker_count(), request.progress, frames)
     for target, place in places.items():
         extras = request.replace_extras and _mode(request, roots, place)[1] is None
@@ -449,6 +456,7 @@ def _in_place(
             place,
             options,
             presences[target],
+            checked=not early,
             remove_extras=extras,
             durable=request.durable,
             min_free=request.min_free,

@@ -18,9 +18,10 @@ from cachekit.archive.read import open_archive
 from cachekit.archive.seal import Seal
 from cachekit.archive.walk import Walk
 from cachekit.archive.write import BaseRotten, FileChanged, Progress, Written, write_entry
-from cachekit.cache.delta import opened_base, remember_saved, set_base_aside
+from cachekit.cache.delta import opened_base, remember_saved, remember_unchanged, set_base_aside
 from cachekit.cache.estimate import family_ratio, room_for
 from cachekit.cache.space import require
+from cachekit.cache.unchanged import NothingChanged, same_as_base
 from cachekit.errors import (
     CachekitError,
     Damaged,
@@ -71,6 +72,8 @@ class SaveRequest:
     full: bool = False
     #: Take a file for unchanged if its size, mode, owner and mtime are, without knowing when its content was read.
     trust_mtime: bool = False
+    #: If nothing changed, let the store serve the earlier entry under the key as well, without copying it.
+    skip_unchanged: bool = False
     lock_timeout: float = 60.0
     progress: Progress | None = None
     #: Called with the bytes that must be free in the store when there is too little; then the check is made once more.
@@ -213,7 +216,7 @@ def _save(
 ) -> None:
     left_out: set[bytes] = set()
     places = {target: real_place(roots.path_of(target)) for target in targets}
-    full = request.full
+    full, skip = request.full, request.skip_unchanged
     attempts = _ATTEMPTS
     while attempts:
         attempts -= 1
@@ -222,11 +225,19 @@ def _save(
             walk = Walk(targets, roots, excluded, _identities(store), frozenset(left_out), base)
             try:
                 with store.temporary(identity) as temp:
-                    written = _write(request, store, identity, walk, temp)
+                    written = _write(request, store, identity, walk, temp, places if skip else None)
                     outcome = store.publish(temp, identity, replace=request.force)
                     if outcome == "exists" and not _exists(store, identity, report):
                         # The entry in the way was damaged and is gone now; or it is still there, and not trusted.
                         outcome = store.publish(temp, identity, replace=store.trust.required)
+            except NothingChanged:
+                assert base is not None
+                if _reuse(request, store, identity, base, report):
+                    remember_unchanged(store, identity.file_name, walk, places, request.excludes, begun_ns)
+                    return
+                skip = False
+                attempts += 1
+                continue
             except BaseRotten:
                 assert base is not None
                 _drop_base(store, base, report)
@@ -297,9 +308,34 @@ def _identities(store: DirectoryStore) -> frozenset[tuple[int, int]]:
     return frozenset({(info.st_dev, info.st_ino)})
 
 
+def _reuse(
+    request: SaveRequest, store: DirectoryStore, identity: EntryIdentity, base: Base, report: SaveReport
+) -> bool:
+    """Serve the base under the key as well; False if that is not possible here."""
+    seal = base.archive.seal
+    outcome = store.link(base.archive, identity, _family(request, identity)[0], replace=request.force)
+    if outcome == "impossible":
+        return False
+    report.status = "reused" if outcome == "published" else "in-progress"
+    if outcome == "exists" and not _exists(store, identity, report):
+        return False  # the entry in the way was damaged and is gone now
+    if outcome == "published":
+        report.identity, report.base, report.unchanged = seal.identity, seal.key, True
+        report.members, report.files = seal.members, seal.counts["files"] + seal.counts["hardlinks"]
+        report.content_bytes, report.archive_bytes = seal.content_bytes, base.archive.size
+        store.mark_used(identity.file_name)
+    return True
+
+
 def _write(
-    request: SaveRequest, store: DirectoryStore, identity: EntryIdentity, walk: Walk, temp: TempFile
+    request: SaveRequest,
+    store: DirectoryStore,
+    identity: EntryIdentity,
+    walk: Walk,
+    temp: TempFile,
+    places: dict[Target, bytes] | None,
 ) -> Written:
+    """Write the entry. With ``places`` raise NothingChanged instead, if the base holds just this."""
     family, prefix = _family(request, identity)
     ratio = family_ratio(store, family, prefix)
 
@@ -308,6 +344,8 @@ def _write(
             raise NothingMatched(
                 "there is nothing to save: no file is in the tree", path=walked.targets[0].path
             )
+        if places is not None and same_as_base(walked, places):
+            raise NothingChanged
         need = room_for(walked, ratio)
         try:
             _take_room(request, store, temp, need)

@@ -121,13 +121,13 @@ def _verify(
         trust = store.trust.within(None) if lone else store.trust
         with open_archive(path, trust, follow=lone) as archive:
             report.archive_bytes = archive.size
+            if filed_as is not None:  # first: an alias gives the entry another key
+                store.check_filing(archive, filed_as)
             seal = archive.seal
             report.key, report.identity = seal.key, seal.identity
             report.signature, report.key_id = archive.signed.standing, archive.signed.key_id
             report.content_bytes = seal.content_bytes
             report.files = seal.counts.get("files", 0) + seal.counts.get("hardlinks", 0)
-            if filed_as is not None:
-                store.check_filing(archive, filed_as)
             climb(archive, request.depth, request.progress)
         report.ok = True
     except FileNotFoundError:

@@ -95,15 +95,16 @@ def show(name: str, store: str, whole: bool, files: bool, as_json: bool) -> int:
       cachekit show npm-4f1c
       cachekit show --files downloaded.tar.zst
     """
+    trust = trust_of("none")
     path = find_archive(name, store)
     if files:
         if as_json:
-            click.echo(to_json([{n: getattr(m, n) for n in Member.__slots__} for m in members(path)]))
+            click.echo(to_json([{n: getattr(m, n) for n in Member.__slots__} for m in members(path, trust)]))
             return 0
-        for member in members(path):
+        for member in members(path, trust):
             click.echo(_member(member))
         return 0
-    data = manifest(path, trust_of("none"))
+    data = manifest(path, trust)
     if as_json or whole:
         click.echo(to_json(data))
         return 0

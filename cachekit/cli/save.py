@@ -100,6 +100,11 @@ _TO_BEGIN = 4 << 20
     "--full", is_flag=True, help="Write everything anew, instead of starting from an earlier entry."
 )
 @click.option(
+    "--skip-unchanged",
+    is_flag=True,
+    help="If nothing changed, serve the earlier entry under this key as well (a hard link), without copying it.",
+)
+@click.option(
     "--trust-mtime",
     is_flag=True,
     help="Take files with the size and mtime of an earlier entry for unchanged, without reading them.",
@@ -153,7 +158,7 @@ def save(
         warn(warning)
     click.echo(closing_line(report), err=True)
     record_save(request.store, report, request.family)
-    if report.status == "saved":
+    if report.status in {"saved", "reused"}:
         after_save(options["store"], report.entry, budget)
     return 0
 
@@ -213,10 +218,26 @@ def closing_line(report: SaveReport) -> str:
         return (
             f"{key}: exists already ({files}, {size(report.archive_bytes)}); left as it is (--force replaces)"
         )
+    if report.status == "reused":
+        return (
+            f"{key}: nothing changed since {printable(report.base)}; its entry ({files}, "
+            f"{size(report.archive_bytes)}) now serves both keys ({report.seconds:.2f} s)"
+        )
     rate = size(report.content_bytes / max(report.seconds, 0.001))
     ratio = f"{report.ratio:.1f}" if report.ratio >= 1 else f"{report.ratio:.2f}"
     skipped = ", ".join(f"{number} ({reason})" for reason, number in report.skipped.items())
     return (
         f"saved {key}: {files}, {size(report.content_bytes)} as {size(report.archive_bytes)} "
-        f"(ratio {ratio}) in {report.seconds:.2f} s, {rate}/s" + (f"; left out: {skipped}" if skipped else "")
+        f"(ratio {ratio}) in {report.seconds:.2f} s, {rate}/s"
+        + _taken_over(report)
+        + (f"; left out: {skipped}" if skipped else "")
     )
+
+
+def _taken_over(report: SaveReport) -> str:
+    """Tell what an earlier entry spared."""
+    if report.unchanged:
+        return f"; nothing changed since {printable(report.base)}"
+    if not report.copied_bytes:
+        return ""
+    return f"; {report.copied_bytes / max(1, report.archive_bytes):.0%} copied from {printable(report.base)}"

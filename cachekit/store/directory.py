@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from cachekit.archive.alias import Alias
 from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.seal import Seal
 from cachekit.errors import CachekitError, Damaged, NoSpace, StoreUnavailable
 from cachekit.model import EntryIdentity, Key, StoreAddress, safe_prefix
 from cachekit.retention.quarantine import outstayed
 from cachekit.store import layout, pins, removal
+from cachekit.store.alias import adopt, link
 from cachekit.system.clock import now_ns
 from cachekit.system.files import exists, remove_tree
 from cachekit.system.locks import try_lock
@@ -215,20 +217,25 @@ class DirectoryStore:
         try:
             with open_archive(path, self.trust.for_looking()) as archive:
                 size = archive.size
-                self.check_filing(archive, name)
+                vouched = self.check_filing(archive, name)
                 signed = archive.signed
-                trusted = not self.trust.required or signed.standing == "valid"
+                trusted = not self.trust.required or {signed.standing, vouched.standing} == {"valid"}
                 return Candidate(path, name, size, archive.seal, None, signed, trusted)
         except FileNotFoundError:
             return None
         except CachekitError as error:
             return Candidate(path, name, size, None, error)
 
-    @staticmethod
-    def check_filing(archive: Archive, name: str) -> None:
-        """Raise Damaged if the entry is not the one that its file name stands for."""
+    def check_filing(self, archive: Archive, name: str) -> Signed:
+        """Raise Damaged if the entry is not the one that its file name stands for.
+
+        An entry that an alias vouches for takes that key on. Return who signed what says so: the entry or the alias.
+        """
         expected = file_name_of(archive.seal)
         if expected != name:
+            signed = adopt(archive, self.path, self.namespace, name)
+            if signed is not None:
+                return signed
             raise Damaged(
                 "the entry is filed under another entry's name",
                 path=archive.path,
@@ -236,6 +243,18 @@ class DirectoryStore:
                 expected=expected,
                 found=name,
             )
+        return archive.signed
+
+    def link(
+        self, archive: Archive, identity: EntryIdentity, family: str, *, replace: bool
+    ) -> Literal["published", "exists", "impossible"]:
+        """Serve an opened entry of this namespace under a further key as well (see ``alias.link``).
+
+        Raises StoreUnavailable, NoSpace.
+        """
+        alias = Alias(identity.key.text, family, now_ns(), archive.seal.identity)
+        with self._trouble("publish in"):
+            return link(archive, identity, alias, self.trust, self.path, self.namespace, replace=replace)
 
     def mark_used(self, name: str) -> None:
         """Note that the entry was used now: the mtime of ``used/<entry>``. Best effort."""
@@ -244,7 +263,8 @@ class DirectoryStore:
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             fd = os.open(name, flags, 0o660, dir_fd=directory)
             try:
-                os.utime(fd)
+                if os.fstat(fd).st_nlink == 1:  # else it is somebody's file that was linked here
+                    os.utime(fd)
             finally:
                 os.close(fd)
 
@@ -296,55 +316,6 @@ class DirectoryStore:
             return temp.publish(identity.file_name, fd, replace=replace)
 
     # Retention
-
-    def now(self) -> int:
-        """Return the time in ns that ages are counted to: the host's, or the store's own where that is earlier.
-
-        Marks of use carry the time of whoever keeps the files, on a shared filesystem the server's.
-        """
-        with contextlib.suppress(OSError), self.part("locks") as locks:
-            fd = os.open("store", os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=locks)
-            try:
-                os.utime(fd)
-                return min(now_ns(), os.fstat(fd).st_mtime_ns)
-            finally:
-                os.close(fd)
-        return now_ns()
-
-    @contextlib.contextmanager
-    def prune_lock(self) -> Iterator[bool]:
-        """Hold the right to prune for the time of a block; False if another process has it. Raises StoreUnavailable."""
-        with self._trouble("lock"), self.part("locks") as locks:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            fd = os.open("store", flags, 0o660, dir_fd=locks)
-        try:
-            yield try_lock(fd)
-        finally:
-            os.close(fd)
-
-    def files(self, name: Literal["entries", "quarantine"]) -> list[tuple[str, os.stat_result]]:
-        """Return the regular files of a directory with what they are, by name. Raises StoreUnavailable."""
-        found = []
-        try:
-            with self.part(name) as fd, os.scandir(fd) as entries:
-                for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):
-                        if entry.is_file(follow_symlinks=False):
-                            found.append((entry.name, entry.stat(follow_symlinks=False)))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise self.explain(error, "read") from None
-        return sorted(found)
-
-    def last_uses(self) -> dict[str, int]:
-        """Return the marks of last use, in ns, by entry. Best effort: what cannot be read is left out."""
-        found = {}
-        with contextlib.suppress(OSError), self.part("used") as fd, os.scandir(fd) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    found[entry.name] = entry.stat(follow_symlinks=False).st_mtime_ns
-        return found
 
     def pins(self) -> set[str]:
         """Return the names of the entries that are pinned. Raises StoreUnavailable: a pin that is unknown is no pin."""
@@ -404,22 +375,6 @@ class DirectoryStore:
                     os.unlink(name, dir_fd=used)
                 step("prune.unmarked")
         return outcome
-
-    def remove_quarantined(self, name: str, planned: removal.FileIdentity) -> removal.Outcome:
-        """Remove a file from quarantine if it is the ``planned`` one; its name was given once. Raises OSError."""
-        with self.part("quarantine") as fd:
-            try:
-                if removal.FileIdentity.of(os.lstat(name, dir_fd=fd)) != planned:
-                    return "replaced"
-                os.unlink(name, dir_fd=fd)
-            except FileNotFoundError:
-                return "gone"
-        return "removed"
-
-    def sweep_marks(self) -> None:
-        """Remove marks of use without an entry, and make removals durable. Best effort."""
-        with contextlib.suppress(OSError), self.part("entries") as entries, self.part("used") as used:
-            removal.sweep_marks(entries, used)
 
     # Setting aside
 

@@ -20,6 +20,7 @@ from cachekit.store.directory import DirectoryStore
 from cachekit.trust import ANYONE, HmacKey, Signature
 from tests.support.archives import restore_tree, save_tree
 from tests.support.in_process import Here, cut
+from tests.support.samples import package_tree
 from tests.support.signing import OTHER_SECRET, SECRET, signed_store
 from tests.support.snapshots import unchanged
 from tests.support.surgery import anatomy
@@ -61,6 +62,12 @@ def forge(path: Path, namespace: str = "default") -> None:
     resign(path, Signature(KEY.id, bytes(32), namespace))
 
 
+def sign_elsewhere(path: Path) -> None:
+    """Give an entry the HMAC that it would have in another namespace."""
+    text = path.read_bytes()[anatomy(path).json : anatomy(path).auth]
+    resign(path, Signature(KEY.id, KEY.mac(text, "other"), "other"))
+
+
 def saved(here: Here, key: SetKey, kind: str) -> Path:
     """Save `t` under `k` in a way that a job with SECRET must not use; return the entry's file."""
     key({"unsigned": None, "stranger": OTHER_SECRET}.get(kind, SECRET))
@@ -71,8 +78,7 @@ def saved(here: Here, key: SetKey, kind: str) -> Path:
     elif kind == "stripped":
         resign(path)
     elif kind == "elsewhere":
-        text = path.read_bytes()[anatomy(path).json : anatomy(path).auth]
-        resign(path, Signature(KEY.id, KEY.mac(text, "other"), "other"))
+        sign_elsewhere(path)
     return path
 
 
@@ -281,6 +287,15 @@ def test_show_and_ls_tell_the_signature(here: Here, key: SetKey) -> None:
     assert here("ls").expect().stdout.count("  signed") == 2
 
 
+def test_show_refuses_what_is_forged(here: Here, key: SetKey) -> None:
+    """Neither manifest nor files of an entry with a wrong HMAC are shown to who has the key, by key or by file."""
+    path = saved(here, key, "forged")
+    for name in ("k", str(path)):
+        for option in ((), ("--files",), ("--files", "--json"), ("--manifest",)):
+            done = here("show", name, *option).expect(4)
+            assert f"wrong under your key {KEY.id}" in done.stderr
+
+
 def test_verify_names_the_key(here: Here, key: SetKey) -> None:
     """Verify says with which key an entry is signed."""
     key(SECRET)
@@ -397,7 +412,7 @@ def in_place_killed(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
         here("restore", "--key=k", "--in-place", "t").expect(8)
 
 
-@pytest.mark.parametrize("kind", ["unsigned", "stranger", "forged", "right"])
+@pytest.mark.parametrize("kind", ["unsigned", "stranger", "elsewhere", "forged", "right"])
 def test_recover_goes_on_by_the_policy_of_the_killed_restore(
     here: Here, key: SetKey, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,6 +425,8 @@ def test_recover_goes_on_by_the_policy_of_the_killed_restore(
         forge(path)
     elif kind == "unsigned":
         resign(path)
+    elif kind == "elsewhere":
+        sign_elsewhere(path)
     elif kind == "stranger":
         key(OTHER_SECRET)
     done = here("recover", "t", "--trust=none").expect(0 if kind == "right" else 8)
@@ -450,3 +467,33 @@ def test_untrusted_is_an_error_of_its_own() -> None:
 
     assert issubclass(Untrusted, Refused)
     assert not issubclass(Untrusted, Damaged)
+
+
+@pytest.mark.parametrize("kind", ["right", *KINDS])
+@pytest.mark.parametrize("remembered", [True, False], ids=["by its record", "by its family"])
+def test_a_save_starts_only_from_a_trusted_entry(
+    here: Here, key: SetKey, kind: str, remembered: bool
+) -> None:
+    """No frame of an entry that is not trusted is copied into one that is then signed, whatever is remembered of it."""
+    package_tree(here.root / "t", files=40, large=0)
+    path = saved(here, key, kind)
+    if not remembered:
+        shutil.rmtree(here.home / ".local")
+    before = path.read_bytes()
+    key(SECRET)
+    report = here.save("k2", "t", "--family=k")
+    assert (report["base"], report["copied_bytes"] > 0) == (("k", True) if kind == "right" else (None, False))
+    assert here.restore("k2", "t")["status"] == "exact"
+    assert path.read_bytes() == before
+
+
+def test_a_newer_untrusted_entry_does_not_hide_the_base(here: Here, key: SetKey) -> None:
+    """A save starts from the newest trusted entry of the family, whatever others have put there since."""
+    package_tree(here.root / "t", files=40, large=0)
+    key(SECRET)
+    here.save("k-1", "t")
+    key(None)
+    here.save("k-2", "t")
+    shutil.rmtree(here.home / ".local")
+    key(SECRET)
+    assert here.save("k-3", "t")["base"] == "k-1"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.cli import Cli
+from tests.support.processes import wait_until
 from tests.support.signing import OTHER_SECRET, SECRET
 from tests.support.trees import make_tree
 
@@ -114,6 +117,67 @@ id = "shows"
 category = "logs"
 command = ["{program}"]
 """
+
+
+def test_a_clean_in_the_background_has_no_key(cli: Cli, tmp_path: Path) -> None:
+    """The process that a clean leaves behind has the key neither in its environment nor in that of what it starts."""
+    program = tmp_path / "shows-its-parent"
+    program.write_text(
+        f"#!/bin/sh\ncd '{tmp_path}'\ncat /proc/$PPID/environ > new && env >> new && mv new seen\n"
+    )
+    program.chmod(0o755)
+    plan = plan_that_shows_its_environment(tmp_path, tmp_path / "unused")
+    plan = plan.replace("shows-environment", program.name) + "background = true\n"
+    (tmp_path / "plan.toml").write_text(plan)
+    env = {"CACHEKIT_HMAC_KEY": SECRET, "PROOF": "yes"}
+    cli("clean", "--plan=./plan.toml", "--stage=pre", "--free=1000T", "--background", env=env)
+    wait_until((tmp_path / "seen").exists, "the clean in the background has run its rule", 20)
+    cli("clean", "--wait", env=env)
+    seen = (tmp_path / "seen").read_bytes()
+    assert seen.count(b"PROOF=yes") == 2
+    assert_absent("the environment", seen)
+
+
+def test_a_plan_does_not_know_the_key(cli: Cli, tmp_path: Path) -> None:
+    """A path of a plan that names the variable of the key is one whose variable is not set."""
+    plan = plan_that_shows_its_environment(tmp_path, tmp_path / "unused")
+    plan = plan[: plan.index("command")] + 'paths = ["$CACHEKIT_HMAC_KEY/x"]\n'
+    (tmp_path / "plan.toml").write_text(plan)
+    make_tree(tmp_path / "named-like-the-key", {"x": {"file": b"x"}})
+    env = {"CACHEKIT_HMAC_KEY": str(tmp_path / "named-like-the-key")}
+    done = cli("clean", "--plan=./plan.toml", "--stage=pre", "--free=1000T", "--json", env=env).expect(7)
+    assert (tmp_path / "named-like-the-key" / "x").exists()
+    assert b"CACHEKIT_HMAC_KEY is not set" in done.out
+
+
+def test_git_gets_no_key(cli: Cli, tmp_path: Path) -> None:
+    """Git, which runs what a repository's configuration names, is started without the key."""
+    make_tree(tmp_path / "work", {"build": {"file": b"x"}, ".gitignore": b"build\n"})
+    subprocess.run(["git", "init", "-q", tmp_path / "work"], check=True)
+    (tmp_path / "bin").mkdir()
+    git = tmp_path / "bin" / "git"
+    git.write_text(f"#!/bin/sh\nenv >> '{tmp_path}/seen'\nexec {shutil.which('git')} \"$@\"\n")
+    git.chmod(0o755)
+    (tmp_path / "work" / "plan.toml").write_text(
+        """
+format = 1
+name = "builds"
+
+[stage.pre]
+rules = ["builds"]
+
+[[rule]]
+id = "builds"
+category = "build-cache"
+paths = ["$WORKSPACE/build"]
+when = { git-ignored = true }
+"""
+    )
+    env = {"CACHEKIT_HMAC_KEY": SECRET, "PROOF": "yes", "PATH": f"{git.parent}:{os.environ['PATH']}"}
+    clean = ("clean", "--plan=./plan.toml", "--stage=pre", "--free=1000T", "--dry-run")
+    cli(*clean, env=env, cwd=tmp_path / "work").expect(0, 7)
+    assert b"PROOF=yes" in (tmp_path / "seen").read_bytes()
+    assert_absent("git's environment", (tmp_path / "seen").read_bytes())
 
 
 @pytest.mark.parametrize("text", [SECRET[:15], SECRET + "\0x", SECRET + "\x1b[31m", f"{SECRET}\nshort"])
