@@ -8,6 +8,7 @@ import click
 
 from cachekit.cache.restore import RestoreRequest
 from cachekit.cache.restore import restore as restore_entry
+from cachekit.cli.events import failures, record_restore
 from cachekit.cli.options import (
     common,
     json_option,
@@ -125,9 +126,10 @@ def restore(
     asked = options | {"store": with_trust(options["store"], trust)}
     progress = ProgressBar("restoring")
     try:
-        report = restore_entry(
-            RestoreRequest(mode=mode, replace_extras=in_place and replace, progress=progress, **asked)
-        )
+        with failures("restore", options["key"], options["store"]):
+            report = restore_entry(
+                RestoreRequest(mode=mode, replace_extras=in_place and replace, progress=progress, **asked)
+            )
     except CachekitError:
         # Without this a step that asks for cache-hit after a failed restore (--soft-fail) would get an empty text.
         _write_outputs(RestoreReport("miss", options["key"]), "error", dotenv)
@@ -139,6 +141,7 @@ def restore(
         click.echo(to_json({**fields, "cache_hit": report.status == "exact"}))
     _tell(report, options["restore_keys"], options["store"])
     _write_outputs(report, report.status, dotenv)
+    record_restore(options["store"], report)
     return _code(report, fail_on_miss=fail_on_miss, strict=strict)
 
 

@@ -10,7 +10,9 @@ import click
 
 from cachekit.cache.save import SaveRequest
 from cachekit.cache.save import save as save_entry
+from cachekit.cli.budget import budget_from_environment
 from cachekit.cli.cleaning import gone, rule_line
+from cachekit.cli.events import failures, record_save
 from cachekit.cli.options import (
     common,
     json_option,
@@ -25,6 +27,7 @@ from cachekit.cli.options import (
 )
 from cachekit.cli.outputs import warn
 from cachekit.cli.progress import ProgressBar
+from cachekit.cli.prune import after_save
 from cachekit.cli.render import count, printable, size, to_json
 from cachekit.errors import NoSpace
 from cachekit.model import SaveReport
@@ -139,12 +142,14 @@ def save(
       cachekit save --key "venv-$HASH" .venv --exclude __pycache__
     """
     options["paths"], options["excludes"] = list(options["paths"]), list(options["excludes"])
+    budget = budget_from_environment()
     options["wait_seconds"] = wait_timeout if wait else 0.0
     progress = ProgressBar("saving")
     maker = options["make_room"] = _maker(plan, options, progress) if make_room else None
     request = SaveRequest(progress=progress, **options | {"store": with_trust(options["store"], trust)})
     try:
-        report = _save(request, maker)
+        with failures("save", request.key, request.store, request.family):
+            report = _save(request, maker)
     finally:
         progress.close()
     if as_json:
@@ -152,6 +157,9 @@ def save(
     for warning in report.warnings:
         warn(warning)
     click.echo(closing_line(report), err=True)
+    record_save(request.store, report, request.family)
+    if report.status == "saved":
+        after_save(options["store"], report.entry, budget)
     return 0
 
 

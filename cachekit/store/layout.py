@@ -19,6 +19,7 @@ __all__ = [
     "base_of",
     "create",
     "default_store",
+    "family_of",
     "namespaces",
     "open_part",
 ]
@@ -40,6 +41,13 @@ def default_store() -> str:
     if chosen:
         return chosen
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cachekit")
+
+
+def family_of(name: str) -> str:
+    """Return the family that the name of an entry file tells, also in quarantine: the key's safe characters up to its
+    last ``-``. For files whose seal cannot be asked.
+    """
+    return re.sub(r"-[^-]*$", "", name.rpartition(".tar.zst")[0].rpartition("-")[0])
 
 
 def base_of(path: str, namespace: Namespace) -> str:
@@ -76,8 +84,11 @@ def open_part(path: str, namespace: Namespace, name: str, *, make: bool = False)
     return fd
 
 
-def namespaces(path: str) -> list[Namespace]:
-    """Return the namespaces of the store at ``path`` that have been made, scopes included, by name. Raises OSError."""
+def namespaces(path: str, denied: list[str] | None = None) -> list[Namespace]:
+    """Return the namespaces of the store at ``path`` that have been made, scopes included, by name. Raises OSError.
+
+    Directories below it that may not be read are added to ``denied``, or raise PermissionError where that is None.
+    """
     found: list[Namespace] = []
     stack = [""]
     while stack:
@@ -86,6 +97,11 @@ def namespaces(path: str) -> list[Namespace]:
             with os.scandir(os.path.join(path, VERSION, name)) as entries:
                 below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError:
+            if denied is None or not name:
+                raise
+            denied.append(name)
             continue
         if name and "entries" in below:
             with contextlib.suppress(InvalidRequest):
