@@ -17,12 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from cachekit.store.layout import ENTRY_NAME
 from cachekit.system.files import exists, fsync_directory, random_name
 from cachekit.system.publish import put_back
 from cachekit.system.steps import step
 
-__all__ = ["FileIdentity", "Outcome", "finish_removals", "remove_file", "sweep_aliases", "sweep_marks"]
+__all__ = ["FileIdentity", "Outcome", "finish_removals", "remove_file", "sweep_marks"]
 
 #: removed; gone: there was no such file any more; replaced: another file has the name; spared: it may not go after all.
 Outcome = Literal["removed", "gone", "replaced", "spared"]
@@ -130,20 +129,4 @@ def sweep_marks(place: int, used: int) -> int:
     step("prune.marks-swept")
     with contextlib.suppress(OSError):  # an entry that a power failure brings back is pruned again
         fsync_directory(place)
-    return removed
-
-
-def sweep_aliases(place: int, aliases: int, tmp: int, before_ns: int) -> int:
-    """Remove the aliases of entries that are not there, if older than ``before_ns``; return how many. Raises OSError.
-
-    An alias is written before its entry gets the name: a young one may be waiting for it.
-    """
-    removed = 0
-    for name in os.listdir(aliases):
-        with contextlib.suppress(FileNotFoundError):
-            info = os.lstat(name, dir_fd=aliases)
-            if ENTRY_NAME.fullmatch(name) and info.st_mtime_ns < before_ns:
-                spare = functools.partial(exists, name, dir_fd=place)
-                planned = FileIdentity.of(info)
-                removed += remove_file(name, planned, aliases, tmp, spare=spare) == "removed"
     return removed

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from typing import Literal
 
 from cachekit.store import removal
+from cachekit.store.alias import sweep_aliases
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import now_ns
 from cachekit.system.locks import try_lock
 
 __all__ = ["files", "last_uses", "now", "prune_lock", "remove_quarantined", "sweep_marks"]
-
-#: An alias that had no entry for so long is nobody's any more.
-_ALIAS_NS = 3600 * 1_000_000_000
 
 
 def now(store: DirectoryStore) -> int:
@@ -91,10 +89,5 @@ def sweep_marks(store: DirectoryStore) -> None:
     """Remove marks of use and aliases without an entry, and make removals durable. Best effort."""
     with contextlib.suppress(OSError), store.part("entries") as entries, store.part("used") as used:
         removal.sweep_marks(entries, used)
-    with (
-        contextlib.suppress(OSError),
-        store.part("entries") as entries,
-        store.part("aliases") as aliases,
-        store.part("tmp") as tmp,
-    ):
-        removal.sweep_aliases(entries, aliases, tmp, now(store) - _ALIAS_NS)
+    with contextlib.suppress(OSError), store.part("entries") as entries, store.part("aliases") as aliases:
+        sweep_aliases(entries, aliases)
