@@ -107,7 +107,7 @@ def _save(cache: CacheStats, event: dict[str, Any]) -> None:
         cache.save_errors += 1
     elif status in _STORED:
         cache.saves += 1
-        cache.saved_bytes += int(event["bytes"])
+        cache.saved_bytes += int(event["bytes"]) if status == "saved" else 0
         cache.save_seconds += event["seconds"]
     else:
         cache.saves_existing += 1
