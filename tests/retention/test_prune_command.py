@@ -391,6 +391,8 @@ def test_a_save_prunes_by_the_environment(here: Here, shelf: Shelf, monkeypatch:
     done = here("save", "--key=new-2", "tree").expect()
     assert shelf.keys() == ["new-2"]
     assert "not inside its limits" in done.stderr
+    assert "reused" in here("save", "--key=new-3", "--skip-unchanged", "--json", "tree").expect().stdout
+    assert shelf.keys() == ["new-3"]
 
 
 def test_a_bad_limit_stops_a_save_before_it_begins(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
