@@ -287,20 +287,29 @@ def _place_of(destination: Destination, place: bytes, path: bytes) -> bytes:
 
 
 def _links_follow(index: Index, presence: Presence) -> None:
-    """A further name is right only if the file is: a file that is written anew is another file."""
+    """A further name is right only if it is one of the file, and the file is right: written anew, it is another file.
+
+    That the name has the content is not enough: its file may have moved away with its directory.
+    """
     if HARDLINK not in index.kinds:
         return
     states = presence.states
-    wrong = {
-        index.paths[row]
+    # Of this target only: the names of others are nobody's question here.
+    files = {
+        index.paths[row]: presence.inodes[row] if states[row] == RIGHT else None
         for row in presence.rows
-        if index.kinds[row] == FILE and states[row] in {WRONG, _GONE}
+        if index.kinds[row] == FILE
     }
     links = iter(index.links)
     for row, kind in enumerate(index.kinds):
         if kind in LINK_KINDS:
             link = next(links)
-            if kind == HARDLINK and link in wrong and states[row] == RIGHT:
+            if (
+                kind == HARDLINK
+                and states[row] == RIGHT
+                and link in files
+                and presence.inodes[row] != files[link]
+            ):
                 states[row] = WRONG
 
 
