@@ -1,4 +1,4 @@
-"""The entry that a save starts from: rotten, evicted, replaced, of another level or zstd; and it never costs the save."""
+"""The entry that a save starts from: rotten, evicted, replaced, or made otherwise. It never costs the save."""
 
 from __future__ import annotations
 
