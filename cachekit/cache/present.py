@@ -393,5 +393,6 @@ class _Reader:
             or info.st_mtime_ns != index.mtimes[row]
             or (options.same_owner and (info.st_uid, info.st_gid) != (index.uids[row], index.gids[row]))
         ):
-            return ATTRIBUTES, 0, UNKNOWN
+            # Who does not own a file may not change it, but may put one of their own in its place.
+            return (ATTRIBUTES if os.geteuid() in {0, info.st_uid} else WRONG), 0, UNKNOWN
         return RIGHT, info.st_ino, info.st_ctime_ns if settled(info.st_ctime_ns, begun) else UNKNOWN
