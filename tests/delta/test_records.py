@@ -220,9 +220,9 @@ def test_each_value_counts(scene: Scene, column: str, monkeypatch: pytest.Monkey
 
 
 def test_frames_that_are_shared_are_filled_as_by_a_walk(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A file that grows moves what follows, up to where a frame fits no more."""
+    """A file that shrinks moves what follows into its frame, up to where one of the base's begins that does not fit."""
     for number in range(30):
         (scene.tree / f"p1/m{number:02}").write_bytes(bytes([number]) * 700_000)
     scene.save("k-1")
