@@ -258,6 +258,26 @@ def test_space_that_shows_only_after_a_sync(
     assert shelf.keys() == ["k-0", "k-1", "k-2", "k-3"]
 
 
+def test_others_write_meanwhile(here: Here, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If somebody takes what was freed, it is planned anew, and exactly the entry more goes that is missing."""
+    from cachekit.cache import prune as module
+
+    for number in range(6):
+        shelf.put(f"k-{number}", os.urandom(100_000), used_days=number + 1)
+    size = shelf.path("k-0").stat().st_blocks * 512
+
+    def taken(_: object) -> Room:
+        gone = 6 - len(shelf.names("entries"))
+        free = max(0, gone - 1) * size
+        return Room(1, 100 * size, 100 * size - free, free, None, None)
+
+    monkeypatch.setattr(module, "room", taken)
+    done = here("prune", "--min-free", str(2 * size), "--json").expect().json()
+    assert (done["removed"], done["met"]) == (3, True)
+    assert sorted(line["key"] for line in done["lines"]) == [f"k-{number}" for number in range(6)]
+    assert shelf.keys() == ["k-0", "k-1", "k-2"]
+
+
 def test_a_second_prune_leaves_it_to_the_first(here: Here, shelf: Shelf) -> None:
     """While another prune holds the store's lock, a prune says so, does nothing and exits 0."""
     shelf.put("k-1", used_days=9)
