@@ -43,7 +43,7 @@ def whole(store: Path, count: int) -> None:
 def test_a_killed_delta_save(scene: Scene, step: str) -> None:
     """Killed while frames are copied, the base is whole, and the next save is right."""
     scene.save("k-1")
-    rewrite(scene.tree / "p1/f0", b"!" * 101)
+    rewrite(scene.tree / "p1/f0", b"!" * 200)
     settle()
     assert die_at(step, lambda: save(scene.request("k-2"))) == -9
     report = scene.proved("k-3")
@@ -58,7 +58,7 @@ def test_a_killed_restore_in_place(scene: Scene, step: str, recorded: bool) -> N
     """Killed anywhere, the next restore in place ends it, whatever the record of before says."""
     before = snapshot(scene.tree)
     scene.save("k-1")
-    rewrite(scene.tree / "p1/f0", b"!" * 101)
+    rewrite(scene.tree / "p1/f0", b"!" * 200)
     rewrite(scene.tree / "p3/sub/g0", b"?")
     (scene.tree / "p2/f3").unlink()
     (scene.tree / "p0/extra").write_bytes(b"extra")
@@ -77,7 +77,7 @@ def test_a_killed_restore_in_place(scene: Scene, step: str, recorded: bool) -> N
 def test_a_killed_restore_then_another_entry(scene: Scene) -> None:
     """What a killed restore left is ended by a restore of another entry too."""
     scene.save("k-1")
-    rewrite(scene.tree / "p1/f0", b"!" * 101)
+    rewrite(scene.tree / "p1/f0", b"!" * 200)
     other = snapshot(scene.tree)
     scene.save("k-2")
     settle()
@@ -126,7 +126,7 @@ def test_a_disk_that_becomes_full_while_frames_are_copied(
         store = disk.path / "store"
         settle()
         save(scene.request("k-1", store=str(store)))
-        rewrite(scene.tree / "p1/f0", b"!" * 101)
+        rewrite(scene.tree / "p1/f0", b"!" * 200)
         settle()
         # What is reserved beforehand would not let it come so far.
         monkeypatch.setattr(saving, "_take_room", lambda *_: None)
@@ -143,8 +143,8 @@ def test_a_tree_that_changes_while_it_is_saved(
     """A file that changes before it is read is saved as it is then; one that goes is left out, or refused."""
     scene.save("k-1")
     victim, gone = scene.tree / "p1/f0", scene.tree / "p3/f0"
-    rewrite(victim, b"!" * 101)
-    rewrite(gone, b"!" * 103)
+    rewrite(victim, b"!" * 200)
+    rewrite(gone, b"!" * 200)
     frame = Packer._frame
 
     def change(self: Packer, *args: object) -> object:
@@ -174,7 +174,7 @@ def test_a_tree_that_changes_while_it_is_saved(
 def test_the_target_is_looked_at_before_it_is_marked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A restore that fails before its first change leaves no mark and no staging."""
     scene.save("k-1")
-    rewrite(scene.tree / "p1/f0", b"!" * 101)
+    rewrite(scene.tree / "p1/f0", b"!" * 200)
     before = snapshot(scene.tree)
 
     def full(*_: object, **__: object) -> None:
