@@ -181,7 +181,7 @@ def test_a_base_that_was_replaced(scene: Scene) -> None:
     """After --force of the base's key by somebody else the record is of another entry: files are hashed."""
     scene.save("k-1")
     kept = {path: path.read_bytes() for path in scene.records.iterdir()}
-    rewrite(scene.tree / "p0/f0", b"-" * 100)
+    rewrite(scene.tree / "p0/f0", b"-" * 200)
     scene.save("k-1", force=True)
     for path, data in kept.items():
         path.write_bytes(data)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cachekit.archive import record
 from cachekit.cache import inplace
 from cachekit.cache.restore import RestoreRequest, restore
 from tests.crash.scene import die_at
@@ -41,7 +42,7 @@ def forget(scene: Scene) -> None:
     shutil.rmtree(scene.records)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 1 << 30),
     between=st.lists(st.sampled_from(EDITS), max_size=3),
@@ -199,11 +200,26 @@ def test_a_delta_save_after_a_plain_restore(full: Scene, mode: str) -> None:
     full.restore("k-1", mode=mode)
     report = full.proved("k-2")
     assert report.unchanged
-    rewrite(full.tree / "p0/f0", b"!" * 100)
+    rewrite(full.tree / "p0/f0", b"!" * 200)
     report = full.proved("k-3")
     assert not report.unchanged
     assert report.copied_bytes
     full.listed(report)
+
+
+@pytest.mark.parametrize("mode", ["merge", "in-place"])
+def test_what_was_just_restored_is_not_recorded(
+    scene: Scene, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that may change further without another ctime is hashed by the next save."""
+    scene.save("k-1")
+    monkeypatch.setattr(record, "_TICK_NS", 600_000_000_000)
+    if mode == "merge":
+        shutil.rmtree(scene.tree)
+    scene.restore("k-1", mode=mode)
+    known = record.load(bytes(scene.tree))
+    assert known is not None
+    assert set(known.ctimes) == {record.UNKNOWN}
 
 
 def test_setuid_bits(scene: Scene) -> None:
@@ -252,7 +268,7 @@ def test_a_file_that_changes_between_look_and_write(scene: Scene, monkeypatch: p
     needed = inplace.needed_frames
 
     def change(*args: object) -> list[int]:
-        rewrite(scene.tree / "p1/f0", b"!" * 101)
+        rewrite(scene.tree / "p1/f0", b"!" * 200)
         return needed(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:

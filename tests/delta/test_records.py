@@ -11,7 +11,7 @@ import pytest
 
 from cachekit.archive import record
 from cachekit.archive.layout import Layout
-from tests.delta.scene import Scene, cutter, rewrite
+from tests.delta.scene import Scene, cutter, other_state, rewrite
 from tests.support.capabilities import requires
 from tests.support.filesystems import tmpfs
 from tests.support.ordinary_user import NOBODY
@@ -103,7 +103,7 @@ def test_a_full_state_directory(scene: Scene, monkeypatch: pytest.MonkeyPatch) -
     with tmpfs(1 << 20) as disk:
         monkeypatch.setenv("CACHEKIT_STATE_DIR", str(disk.path))
         scene.save("k-1")
-        rewrite(scene.tree / "p0/f0", b"!" * 100)
+        rewrite(scene.tree / "p0/f0", b"!" * 200)
         disk.fill(0)
         report = scene.proved("k-2")
         assert report.copied_bytes
@@ -117,7 +117,7 @@ def test_a_read_only_state_directory(scene: Scene, monkeypatch: pytest.MonkeyPat
     with tmpfs(1 << 20) as disk:
         monkeypatch.setenv("CACHEKIT_STATE_DIR", str(disk.path))
         scene.save("k-1")
-        rewrite(scene.tree / "p0/f0", b"!" * 100)
+        rewrite(scene.tree / "p0/f0", b"!" * 200)
         monkeypatch.setattr(record, "put_in_place", _refuse)
         monkeypatch.setattr(record, "make_private_directory", _refuse)
         report = scene.proved("k-2")
@@ -134,7 +134,7 @@ def test_a_copied_target(scene: Scene) -> None:
     scene.save("k-1")
     scene.tree.rename(scene.root / "old")
     shutil.copytree(scene.root / "old", scene.tree, symlinks=True)
-    rewrite(scene.tree / "p1/f0", b"!" * 101)
+    rewrite(scene.tree / "p1/f0", b"!" * 200)
     report = scene.proved("k-2")
     assert report.copied_bytes
     assert not report.unchanged
@@ -174,10 +174,30 @@ def test_a_link_in_the_middle_to_the_moved_directory(scene: Scene) -> None:
     scene.listed(report)
 
 
+def test_a_record_of_another_entry_under_the_same_name(scene: Scene) -> None:
+    """A record tells nothing of an entry that took the place of its own, though all stat values are the same."""
+    scene.save("k-1")
+    info = scene.tree.stat()
+    (scene.tree / "p0").rename(scene.root / "aside")
+    shutil.copytree(scene.root / "aside", scene.tree / "p0")
+    rewrite(scene.tree / "p0/f0", b"!" * 200)
+    os.utime(scene.tree, ns=(1, info.st_mtime_ns))
+    with other_state():
+        scene.save("k-1", force=True)
+    shutil.rmtree(scene.tree / "p0")
+    (scene.root / "aside").rename(scene.tree / "p0")
+    os.utime(scene.tree, ns=(1, info.st_mtime_ns))
+    assert record.load(bytes(scene.tree)) is not None
+    report = scene.proved("k-2")
+    assert report.base == "k-1"
+    assert not report.unchanged
+    scene.listed(report)
+
+
 def test_trusted_times(scene: Scene) -> None:
     """With --trust-mtime the same size and time are enough without a record; a new time still counts."""
     scene.save("k-1")
-    (scene.tree / "p0/f0").write_bytes(b"0" * 100)
+    (scene.tree / "p0/f0").write_bytes(b"0" * 200)
     for path in scene.records.iterdir():
         path.unlink()
     report = scene.proved("k-2", trust_mtime=True)
@@ -203,7 +223,7 @@ def stale(scene: Scene, column: str) -> None:
 def test_each_value_counts(scene: Scene, column: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of which one recorded value differs is read: its frame is not copied unseen."""
     scene.save("k-1")
-    rewrite(scene.tree / "p1/f0", b"!" * 101)  # would be found by its ctime: so that is recorded as it is now
+    rewrite(scene.tree / "p1/f0", b"!" * 200)  # would be found by its ctime: so that is recorded as it is now
     known = record.load(bytes(scene.tree))
     assert known is not None
     index = known.index()
