@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "verify": ("cachekit.cli.verify", "verify", "Check entries or archive files, as deep as you like."),
     "ls": ("cachekit.cli.listing", "ls", "List the entries of the store."),
     "show": ("cachekit.cli.listing", "show", "Show what an entry holds."),
+    "config": ("cachekit.cli.config", "config", "Check or show the configuration."),
     "key": ("cachekit.cli.key", "key", "Print the key that a template gives."),
     "recover": ("cachekit.cli.recover", "recover", "Finish or undo restores that were killed."),
     "plan": ("cachekit.cli.plan", "plan", "Show or check cleaning plans."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -9,9 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
+from cachekit.cli.settings import Settings, settings_option, store_directory
 from cachekit.errors import InvalidRequest
 from cachekit.model import parse_size
-from cachekit.store.layout import default_store
 
 __all__ = [
     "common",
@@ -21,6 +22,7 @@ __all__ = [
     "parse_seconds",
     "parse_text",
     "soft_fail",
+    "store_directory_option",
     "store_option",
 ]
 
@@ -94,13 +96,23 @@ def json_option(function: F) -> F:
 
 
 def store_option(function: F) -> F:
-    """``--store``."""
+    """``--store``, ``--namespace``, ``--config``, ``--trust-store``: the command gets ``store``, a StoreAddress."""
+
+    @functools.wraps(function)
+    def command(*args: Any, settings: Settings, **options: Any) -> Any:
+        return function(*args, store=settings.address(), **options)
+
+    return settings_option()(command)  # type: ignore[return-value]
+
+
+def store_directory_option(function: F) -> F:
+    """``--store`` alone, for commands that only look at the disk that it is on: they get ``store``, a path."""
     return click.option(
         "--store",
         metavar="DIR",
         type=parse_directory,
-        default=default_store,
-        show_default="$CACHEKIT_STORE or ~/.cache/cachekit",
+        default=store_directory,
+        show_default="$CACHEKIT_STORE, the configuration's or ~/.cache/cachekit",
         help="Where the entries are kept.",
     )(function)
 

@@ -10,7 +10,7 @@ from cachekit.cli.options import common, json_option, store_option
 from cachekit.cli.progress import ProgressBar
 from cachekit.cli.render import count, details, printable, size, to_json
 from cachekit.errors import InvalidRequest
-from cachekit.model import VerifyReport
+from cachekit.model import StoreAddress, VerifyReport
 
 __all__ = ["verify"]
 
@@ -31,7 +31,7 @@ _CODES = {"damaged": 4, "unsafe": 4, "unsupported": 4, "unreadable": 9, "missing
 )
 @json_option
 @common
-def verify(names: tuple[str, ...], store: str, every: bool, depth: str, as_json: bool) -> int:
+def verify(names: tuple[str, ...], store: StoreAddress, every: bool, depth: str, as_json: bool) -> int:
     """Check that entries are whole. An archive file is checked without its store. Nothing is changed.
 
     A name that is a key of the store means that entry, else it means a file. Exit 0 if all are whole, 4 if one is

@@ -81,6 +81,8 @@ def test_own_paths_do_not_count(root: Path) -> None:
     """What a cache's own paths hold is left out, for it is not there when the cache is restored."""
     assert "node_modules/m/package-lock.json" in names(root, "**/package-lock.json")
     assert "node_modules/m/package-lock.json" not in names(root, "**/package-lock.json", "./node_modules")
+    in_full = "node_modules/m/package-lock.json"
+    assert names(root, in_full, "./node_modules") == [in_full]
 
 
 @given(

@@ -33,14 +33,16 @@ class Hashed:
 def hash_files(directory: str, globs: str, excluded: Iterable[str] = ()) -> Hashed | None:
     """Return the digest of the files below ``directory`` that the globs (between commas) match; None if none does.
 
-    A glob that begins with ``!`` leaves out, as ``excluded`` do. Depends on relative names and contents only. Raises
-    InvalidRequest for a glob that cannot be used, SourceUnreadable for what is matched and cannot be read.
+    A glob that begins with ``!`` leaves out; ``excluded`` leave out too, but not a name that is written in full. The
+    digest depends on relative names and contents only. Raises InvalidRequest for a glob that cannot be used,
+    SourceUnreadable for what is matched and cannot be read.
     """
     wanted, unwanted = _split(globs)
-    left_out = compile_patterns([*unwanted, *excluded])
+    left_out = compile_patterns(unwanted)
+    not_searched = compile_patterns([*unwanted, *excluded])
     names: set[bytes] = set()
     for pattern in wanted:
-        names.update(_matches(os.fsencode(directory), pattern, left_out))
+        names.update(_matches(os.fsencode(directory), pattern, left_out, not_searched))
     if not names:
         return None
     total = hashlib.sha256()
@@ -73,7 +75,9 @@ def _split(globs: str) -> tuple[list[str], list[str]]:
     return wanted, unwanted
 
 
-def _matches(directory: bytes, pattern: str, left_out: Callable[[bytes], bool]) -> Iterator[bytes]:
+def _matches(
+    directory: bytes, pattern: str, left_out: Callable[[bytes], bool], not_searched: Callable[[bytes], bool]
+) -> Iterator[bytes]:
     """Yield the names of the files that one glob matches."""
     literal = os.fsencode(pattern)
     try:
@@ -102,7 +106,7 @@ def _matches(directory: bytes, pattern: str, left_out: Callable[[bytes], bool]) 
     while stack:
         place = stack.pop()
         for name, is_directory in _list(directory, place):
-            if (os.path.basename(name) == b".git" and not git) or left_out(name):
+            if (os.path.basename(name) == b".git" and not git) or not_searched(name):
                 continue
             if is_directory:
                 if deepest is None or name.count(b"/") + 1 < deepest:

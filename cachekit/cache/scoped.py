@@ -1,0 +1,32 @@
+"""Restores of jobs that are not trusted: from their own scope first, then from what trusted jobs saved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cachekit.cache.restore import RestoreRequest, restore
+from cachekit.model import RestoreReport, RestoreStatus, StoreAddress
+
+__all__ = ["restore_scoped"]
+
+_WORST: tuple[RestoreStatus, ...] = ("refused", "unreadable", "unsupported")
+
+
+def restore_scoped(request: RestoreRequest, trusted: StoreAddress) -> RestoreReport:
+    """Restore from the request's store, a scope's; else from ``trusted``, which should be read-only.
+
+    All keys are tried in the scope first: a restore key's entry of the scope goes before the exact key's of the trusted
+    namespace, as between branches in other caches. Guaranteed and raised: as ``restore``.
+    """
+    first = restore(request)
+    if first.hit:
+        return first
+    second = restore(replace(request, store=trusted))
+    second.tried = first.tried + second.tried
+    second.quarantined = first.quarantined + second.quarantined
+    second.warnings = first.warnings + second.warnings
+    second.seconds += first.seconds
+    if not second.hit:
+        found = {first.status, second.status}
+        second.status = next((status for status in _WORST if status in found), "miss")
+    return second
