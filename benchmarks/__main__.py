@@ -1,5 +1,5 @@
-"""Command line of the benchmarks: `python -m benchmarks archive|memory|cleaner|trees`; tables on stdout, progress on
-stderr.
+"""Command line of the benchmarks: `python -m benchmarks archive|delta|memory|cleaner|trees`; tables on stdout,
+progress on stderr.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import archive, cleaner, memory, packages, starts
+from benchmarks import archive, cleaner, delta, memory, packages, starts
 from benchmarks.archive import Bench
 from benchmarks.filesystem import clear
 from benchmarks.measure import BenchmarkError, Series
@@ -45,6 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument(
         "--only", type=_parts, default=set(PARTS), metavar="PART,...", help=f"some of {', '.join(PARTS)}"
     )
+    nearly = commands.add_parser(
+        "delta", help="saves and restores of a nearly unchanged tree against full ones"
+    )
+    nearly.add_argument("tree", nargs="*", help="as for archive")
+    nearly.add_argument("--rounds", type=int, default=5, help="measured pairs of each (default 5)")
+    nearly.add_argument("--level", type=int, default=3, help="zstd level of both sides (default 3)")
+    nearly.add_argument("--scale", type=float, default=1.0, help="size of the trees, such as 0.05 for a try")
     weight = commands.add_parser("memory", help="peak memory of save and restore, all processes together")
     weight.add_argument("--members", type=int, default=250_000, help="members of the tree of tiny files")
     weight.add_argument(
@@ -56,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     cleaning.add_argument("--scale", type=float, default=1.0, help="size of the tree, such as 0.05 for a try")
     making = commands.add_parser("trees", help="only make the generated trees, and print their digests")
     making.add_argument("--scale", type=float, default=1.0)
-    for command in (speed, weight, cleaning):
+    for command in (speed, nearly, weight, cleaning):
         command.add_argument(
             "--workdir", type=Path, help="where stores and restored trees go (default: beside the trees)"
         )
@@ -119,6 +126,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "archive":
             heading, rows, bench = _speed(options, workdir)
             phases = phase_table(bench.series)
+            record["runs"] = _runs(bench.series)
+        elif options.command == "delta":
+            trees = [_tree(name, options.scale) for name in options.tree or TREES]
+            heading = _heading(workdir, trees)
+            bench = Bench(workdir, options.rounds, options.level, [], {})
+            for tree in trees:
+                delta.measure(bench, tree)
+            rows, phases = bench.rows, phase_table(bench.series)
             record["runs"] = _runs(bench.series)
         elif options.command == "cleaner":
             tree = _tree("node", options.scale)

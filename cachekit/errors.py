@@ -9,8 +9,10 @@
     ├── Missed                      3   miss
     ├── Refused                     4   refused
     │   ├── Damaged                 4   damaged
+    │   ├── Forged                  4   forged
     │   ├── Unsafe                  4   unsafe
-    │   └── Unsupported             4   unsupported
+    │   ├── Unsupported             4   unsupported
+    │   └── Untrusted               4   untrusted
     ├── NoSpace                     5   no-space
     ├── LockTimeout                 6   lock-timeout
     ├── GoalNotMet                  7   goal-not-met
@@ -41,6 +43,7 @@ __all__ = [
     "CachekitError",
     "ConfigInvalid",
     "Damaged",
+    "Forged",
     "GoalNotMet",
     "Interrupted",
     "InvalidRequest",
@@ -63,6 +66,7 @@ __all__ = [
     "Unreadable",
     "Unsafe",
     "Unsupported",
+    "Untrusted",
 ]
 
 
@@ -187,6 +191,25 @@ class Unsupported(Refused):
     id = "unsupported"
     meaning = "The archive needs a newer cachekit."
     default_hint = "upgrade cachekit, or save the entry again with this version"
+
+
+class Forged(Refused):
+    """An HMAC that is wrong under a key that we have: set aside like a damaged entry."""
+
+    id = "forged"
+    meaning = "The archive says that it was signed with your key, and was not."
+    default_hint = "somebody without the key can write the store, or changed the archive: find out who"
+
+
+class Untrusted(Refused):
+    """A whole archive of unknown origin. It is left where it is: jobs that ask for no signature may use it."""
+
+    id = "untrusted"
+    meaning = "The archive may be whole, but it has no valid signature, and one is required (trust is hmac)."
+    default_hint = (
+        "nothing to do: the next save by a job with the key puts a signed one in its place (--trust none takes it "
+        "as it is)"
+    )
 
 
 class NoSpace(CachekitError):

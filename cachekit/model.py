@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cachekit.errors import InvalidRequest
+from cachekit.trust import ANYONE, Trust
 
 __all__ = [
     "JOURNAL_NAME",
@@ -92,7 +93,7 @@ class Key:
 
 
 #: Directories of a namespace: no namespace may be called like one, for it would lie among them.
-STORE_DIRECTORIES = ("entries", "used", "tmp", "quarantine", "locks", "events", "pinned")
+STORE_DIRECTORIES = ("entries", "used", "tmp", "quarantine", "locks", "events", "pinned", "aliases")
 _NAMESPACE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _MAX_NAMESPACE_PARTS = 8
 
@@ -156,11 +157,12 @@ class StoreAddress:
     """Which store is meant and which part of it: a directory and a namespace; and how it may be used.
 
     ``open_to_all``: it is used although others than its owner and group may write to it. ``read_only``: nothing in it
-    is changed, not even marks of use.
+    is changed, not even marks of use. ``trust``: whose entries are used.
     """
 
     path: str
     namespace: Namespace = Namespace()
+    trust: Trust = ANYONE
     open_to_all: bool = False
     read_only: bool = False
 
@@ -258,7 +260,7 @@ def format_size(value: float) -> str:
     return f"{value:.1f} TiB"
 
 
-SaveStatus = Literal["saved", "exists", "in-progress"]
+SaveStatus = Literal["saved", "reused", "exists", "in-progress"]
 
 
 @dataclass(slots=True)
@@ -340,10 +342,13 @@ class VerifyReport:
     key: str | None
     ok: bool
     depth: str
-    verdict: Literal["ok", "damaged", "unsafe", "unsupported", "unreadable", "missing"]
+    verdict: Literal["ok", "damaged", "forged", "unsafe", "unsupported", "untrusted", "unreadable", "missing"]
     error: dict[str, object] | None = None
     archive_bytes: int = 0
     content_bytes: int = 0
     files: int = 0
     identity: str | None = None
+    #: What its signature is worth (``trust.Standing``), and the id of the key; unknown if the seal is damaged.
+    signature: str | None = None
+    key_id: str | None = None
     seconds: float = 0.0

@@ -30,7 +30,7 @@ EXIT_CODES = {
     1: "Internal error: a bug, or the machine fails. For `demo`: a promise did not hold.",
     2: "Wrong usage or configuration; nothing was done.",
     3: "Nothing was restored, and `--fail-on-miss` or `--strict` was given; or `verify`, `show`: no such key or file.",
-    4: "Refused as damaged, unsafe or unsupported: by `verify` and `show` always, by `restore` with `--strict`.",
+    4: "Refused (damaged, forged, unsafe, unsupported, untrusted): by `verify` always, by `restore` with `--strict`.",
     5: "Not enough space, inodes or quota; nothing was published or changed.",
     6: "Another process held the lock for longer than was waited.",
     7: "`clean`: what may be cleaned was not enough for the goal.",

@@ -45,12 +45,21 @@ class Known:
     directory_rows: array[int] = field(default_factory=lambda: array("I"))
     allocated: array[int] = field(default_factory=lambda: array("Q"))
     excluded: array[int] = field(default_factory=lambda: array("I"))
-    #: Name of a directory -> its row and the row behind the last one below it.
-    subtrees: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    directory_names: list[bytes] = field(default_factory=list)
+    _subtrees: dict[bytes, tuple[int, int]] | None = None
 
     def clean(self, first: int, last: int) -> bool:
         """Return True if all rows from ``first`` up to ``last`` are as recorded."""
         return self.bad.count(0, first - self.first, last - self.first) == last - first
+
+    def subtree(self, name: bytes) -> tuple[int, int]:
+        """Return the first row of a directory and the row behind the last one below it; (0, 0) for no directory."""
+        last = self.first + len(self.bad)
+        if self.directory_names and name == self.directory_names[0]:
+            return self.first, last
+        if self._subtrees is None:
+            self._subtrees = _subtrees(self.directory_names, self.directory_rows, last)
+        return self._subtrees.get(name, (0, 0))
 
     def sums(self, first: int, last: int) -> tuple[int, int]:
         """Return the allocated bytes and the number of names left out of the directories among these rows."""
@@ -175,3 +184,16 @@ class Base:
         """Return the digests of the files in a frame."""
         rows = self.index.rows_of_frame(frame)
         return self.contents(rows.start, rows.stop)
+
+
+def _subtrees(names: list[bytes], rows: array[int], last: int) -> dict[bytes, tuple[int, int]]:
+    found: dict[bytes, tuple[int, int]] = {}
+    above: list[tuple[bytes, int]] = []
+    for name, row in zip(names, rows, strict=True):
+        while above and above[-1][0] and not name.startswith(above[-1][0] + b"/"):
+            ended, first = above.pop()
+            found[ended] = first, row
+        above.append((name, row))
+    for ended, first in above:
+        found[ended] = first, last
+    return found

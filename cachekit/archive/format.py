@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 
 __all__ = [
+    "ALIAS_MAGIC",
+    "AUTH_HMAC",
     "BLOCK",
     "DIRECTORY",
     "FILE",
@@ -20,6 +22,8 @@ __all__ = [
     "KIND_NAMES",
     "KNOWN_FEATURES",
     "LINK_KINDS",
+    "MAX_ALIAS",
+    "MAX_AUTH",
     "MAX_INDEX",
     "MAX_JSON",
     "MAX_NAME",
@@ -53,6 +57,11 @@ SEEK_FOOTER_MAGIC = 0x8F92EAB1
 #: What closes the seal's payload: sha256 of the JSON, its length, the length of the authentication part, magic.
 SEAL_TRAILER = struct.Struct("<32sII8s")
 SEAL_TRAILER_MAGIC = b"CKSEAL1\n"
+#: What closes an alias in the place of the seal's magic, and the most bytes that one has.
+ALIAS_MAGIC = b"CKALIAS1"
+MAX_ALIAS = 64 << 10
+#: The kind of a signature in the seal's authentication part: HMAC-SHA256 under a shared key.
+AUTH_HMAC = 1
 
 INDEX_PREFIX = struct.Struct("<8sQQQQII")
 INDEX_PREFIX_MAGIC = b"CKINDEX1"
@@ -68,6 +77,7 @@ FRAME_MINIMUM = 1 << 20
 #: The longest member name; longer than any path a Linux process can use in one call, and bounded for the header's sake.
 MAX_NAME = 60_000
 MAX_JSON = 64 << 20
+MAX_AUTH = 1 << 20
 MAX_INDEX = 1 << 31
 
 BLOCK = 512

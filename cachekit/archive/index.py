@@ -9,7 +9,7 @@ import struct
 import sys
 from array import array
 from bisect import bisect_left
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from cachekit.archive import header
 from cachekit.archive.format import (
@@ -109,11 +109,9 @@ class Index:
 
     def ordinals(self, kinds: frozenset[int]) -> array[int]:
         """For each row, how many earlier rows are of one of ``kinds``: positions in ``contents`` or ``links``."""
-        result = array("I", bytes(4 * len(self)))
-        count = 0
-        for row, kind in enumerate(self.kinds):
-            result[row] = count
-            count += kind in kinds
+        flags = self.kinds.translate(bytes(kind in kinds for kind in range(256)))
+        result = array("I", accumulate(flags, initial=0))
+        result.pop()
         return result
 
     def length(self, row: int) -> int:

@@ -78,6 +78,10 @@ class Layout:
     _frame_members: int = 0
     #: Of the directory that is being listed: name -> row of the base. None: nothing is known of it.
     _here: dict[bytes, int] | None = None
+    #: Rows of the base that are taken over as soon as it is known which follow, with prefix and number of their root.
+    _pending: tuple[int, int, bytes, int] | None = None
+    #: Whether every frame so far is one of the base's.
+    all_copied: bool = True
     #: Whether a file of the frame may have another content than the base's.
     _unsure: bool = False
 
@@ -211,6 +215,7 @@ class Layout:
             self.ready.append([COPY_JOB, 1, frame, frame + count])
         else:
             prefix, root_number, directory, _ = self.groups[-1]
+            self.all_copied = False
             for part in range(count):
                 hint = -1 if frame is None else frame + part
                 self.ready.append([PART_JOB, part, hint, prefix, root_number, directory, member])
@@ -238,6 +243,7 @@ class Layout:
         if frame is not None and (not self._unsure or self._same_times(members, frame)):
             self.ready.append([COPY_JOB, members, frame, frame + 1])
         else:
+            self.all_copied = False
             groups = [group for group in self.groups if group[3]]
             self.ready.append([FRAME_JOB, members, -1 if frame is None else frame, groups])
         prefix, root_number, directory, _ = self.groups[-1]
@@ -263,12 +269,25 @@ class Layout:
         known = self.known
         if known is None:
             return False
-        first, last = known.subtrees.get(member_prefix[:-1], (0, 0))
+        first, last = known.subtree(member_prefix[:-1])
         if first < last and known.clean(first, last):
-            self._take(known, first, last, prefix, root_number)
+            # Together with what was taken over right before: frames hold more than one small directory.
+            if self._pending is None or self._pending[1] != first:
+                self.take_pending()
+                self._pending = first, last, prefix, root_number
+            else:
+                self._pending = self._pending[0], last, prefix, root_number
             return True
+        self.take_pending()
         self._here = self._rows_here(member_prefix, first, last)
         return False
+
+    def take_pending(self) -> None:
+        """Append what was taken over and not appended yet; before anything else is."""
+        if self._pending is not None and self.known is not None:
+            first, last, prefix, root_number = self._pending
+            self._pending = None
+            self._take(self.known, first, last, prefix, root_number)
 
     def _rows_here(self, member_prefix: bytes, first: int, last: int) -> dict[bytes, int] | None:
         """Return the base's rows of the files in a directory that is not as it was, by name."""
@@ -302,7 +321,8 @@ class Layout:
                     self._take_frames(known, row, stop)
                     row = stop
                     continue
-            self._take_row(known, row, prefix, root_number)
+            if not self._take_plain(known, row, root_number):
+                self._take_row(known, row, prefix, root_number)
             row += 1
 
     def _fits(self, row: int) -> bool:
@@ -338,6 +358,53 @@ class Layout:
         self.ctimes += known.ctimes[first - known.first : last - known.first]
         self.ready.append([COPY_JOB, last - first, frame, behind])
         self._frame += behind - frame
+
+    def _take_plain(self, known: Known, row: int, root_number: int) -> bool:
+        """Append the row of a file that needs nothing special; False if it may need something. See ``plain_file``."""
+        assert self.base is not None
+        base, index = self.base.index, self.index
+        path, size, mtime_ns = base.paths[row], base.sizes[row], base.mtimes[row]
+        uid, gid = base.uids[row], base.gids[row]
+        cut = path.rfind(b"/") + 1
+        if (
+            base.kinds[row] != FILE
+            or not self.groups
+            or self.groups[-1][0] != path[:cut]
+            or self.groups[-1][1] != root_number
+            or size > FRAME_SIZE
+            or len(path) > header.PLAIN_NAME
+            or not path.isascii()
+            or not 0 <= mtime_ns < header.PLAIN_MTIME_NS
+            or uid > header.PLAIN_ID
+            or gid > header.PLAIN_ID
+            or row in base.sparse
+            or known.linked
+        ):
+            return False
+        total = 512 + (size + 511 & -512)
+        if self._frame_bytes and self._frame_bytes + total > FRAME_SIZE:
+            self.cut()
+        mode, at = base.modes[row], row - known.first
+        inode, ctime_ns = known.inodes[at], known.ctimes[at]
+        index.paths.append(path)
+        index.kinds.append(FILE)
+        index.modes.append(mode)
+        index.uids.append(uid)
+        index.gids.append(gid)
+        index.sizes.append(size)
+        index.mtimes.append(mtime_ns)
+        index.frames.append(self._frame)
+        index.offsets.append(self._frame_bytes)
+        self.inodes.append(inode)
+        self.ctimes.append(ctime_ns)
+        self.groups[-1][3].append(
+            (path[cut:], FILE, mode, uid, gid, size, mtime_ns, ctime_ns, inode, b"", -1, None)
+        )
+        self._frame_bytes += total
+        self._frame_members += 1
+        if self._frame_bytes >= FRAME_MINIMUM and xxh3_64_intdigest(path) < CUT_THRESHOLD:
+            self.cut()
+        return True
 
     def _take_row(self, known: Known, row: int, prefix: bytes, root_number: int) -> None:
         """Append one row, as the walk would if it looked at the file."""

@@ -13,6 +13,7 @@ import os
 import stat
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Self
 
 from cachekit.archive import seal as sealing
@@ -23,8 +24,9 @@ from cachekit.archive.format import (
 )
 from cachekit.archive.index import Index, decode
 from cachekit.archive.seal import Seal
-from cachekit.errors import Damaged, Unreadable
+from cachekit.errors import Damaged, Refused, Unreadable
 from cachekit.system.files import pread_exactly
+from cachekit.trust import Signed, Trust
 
 __all__ = ["Archive", "open_archive", "read_errors"]
 
@@ -58,18 +60,21 @@ def read_errors(path: str | bytes) -> Iterator[None]:
 class Archive:
     """One opened entry file. Use as a context manager; the descriptor is ``fd``.
 
-    Nothing is checked by opening. ``seal`` and ``index`` check what they read, once.
+    Nothing is checked by opening. ``seal`` and ``index`` check what they read, once; nothing but the tail is readable
+    of an entry that ``trust`` refuses, since all else is reached through ``seal``.
     """
 
-    def __init__(self, path: bytes, fd: int) -> None:
+    def __init__(self, path: bytes, fd: int, trust: Trust) -> None:
         self.path = path
         self.fd = fd
+        self.trust = trust
         info = os.fstat(fd)
         self.size = info.st_size
         self.identity = (info.st_dev, info.st_ino)
         if not stat.S_ISREG(info.st_mode):
             raise Damaged("this is no regular file", path=path, rung="seal")
         self._seal: Seal | None = None
+        self._signed: Signed | None = None
         self._tail: sealing.Tail | None = None
         self._index: Index | None = None
         self._packed_index = b""
@@ -99,13 +104,16 @@ class Archive:
 
     @property
     def seal(self) -> Seal:
-        """The seal, checked: digest, structure, and that it lies where it says. Costs the same for any file size.
+        """The seal, checked: digest, structure, that it lies where it says, and who signed it. Costs the same for any
+        file size.
 
-        Raises Damaged or Unsupported.
+        Raises Damaged or Unsupported; Forged or Untrusted for what ``trust`` refuses.
         """
         if self._seal is None:
             with _about(self.path):
                 tail = sealing.parse_tail(self.size, self.read)
+                # Before it is even parsed: what a stranger wrote is not worth a parser's bug.
+                signed = self.trust.check(tail.json, tail.signatures)
                 seal = sealing.decode_json(tail.json)
                 if seal.sealed_bytes != tail.seal_offset:
                     raise Damaged(
@@ -123,8 +131,19 @@ class Archive:
                     )
                 if not 0 < seal.data_bytes < seal.sealed_bytes - SKIPPABLE_HEADER.size:
                     raise Damaged("the seal's sizes contradict each other", rung="seal")
-            self._seal, self._tail = seal, tail
+            self._seal, self._tail, self._signed = seal, tail, signed
         return self._seal
+
+    def file_as(self, key: str, family: str, created_ns: int) -> None:
+        """Take the entry for that of another key, which an alias says it is; its identity stays."""
+        self._seal = replace(self.seal, key=key, family=family, created_ns=created_ns)
+
+    @property
+    def signed(self) -> Signed:
+        """By whom the entry was signed, as far as ``trust`` can tell. Raises as ``seal`` does."""
+        _ = self.seal
+        assert self._signed is not None
+        return self._signed
 
     @property
     def index(self) -> Index:
@@ -253,24 +272,31 @@ def _about(path: bytes) -> Iterator[None]:
     """Say of every refusal which file it is about."""
     try:
         yield
-    except Damaged as error:
+    except Refused as error:
         if error.path is None:
             error.path = path
         raise
 
 
 @contextlib.contextmanager
-def open_archive(path: bytes) -> Iterator[Archive]:
-    """Open the file at ``path`` for reading. Raises FileNotFoundError, Unreadable, or Damaged for what is no file."""
+def open_archive(path: bytes, trust: Trust, *, follow: bool = False) -> Iterator[Archive]:
+    """Open the file at ``path`` for reading, by the policy ``trust`` (``trust.ANYONE`` takes any whole entry).
+
+    A link is followed only with ``follow``, which is for files that people name: in a store only an attacker makes one.
+    Raises FileNotFoundError, Unreadable, or Damaged for what is no file.
+    """
+    # O_NONBLOCK: a fifo named like an entry must not make us wait.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
-        # O_NONBLOCK: a fifo named like an entry must not make us wait.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, flags)
     except FileNotFoundError:
         raise
     except OSError as error:
+        if (error.errno == errno.ELOOP and not follow) or error.errno == errno.ENXIO:
+            raise Damaged("this is no regular file", path=path, rung="seal") from None
         raise Unreadable(f"cannot open the archive: {error.strerror}", path=path, errno=error.errno) from None
     try:
-        archive = Archive(path, fd)
+        archive = Archive(path, fd, trust)
     except BaseException:
         os.close(fd)
         raise

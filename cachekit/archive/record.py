@@ -61,6 +61,7 @@ class Record:
     device: int
     first: int
     index_raw_bytes: int
+    index_sha256: str
     inodes: array[int] = field(default_factory=lambda: array("Q"))
     ctimes: array[int] = field(default_factory=lambda: array("q"))
     linked: array[int] = field(default_factory=lambda: array("I"))
@@ -88,6 +89,7 @@ _FACTS = (
     "device",
     "first",
     "index_raw_bytes",
+    "index_sha256",
 )
 
 
@@ -99,10 +101,9 @@ def settled(ctime_ns: int, read_ns: int) -> bool:
 
 def forget_unsettled(ctimes: array[int], read_ns: int) -> None:
     """Make the rows ``UNKNOWN`` whose file may have changed since ``read_ns`` without another ctime."""
-    if not ctimes or max(ctimes) + _COARSE_TICK_NS < read_ns:
-        return
-    for at, ctime in enumerate(ctimes):
-        if not settled(ctime, read_ns):
+    recent = read_ns - _COARSE_TICK_NS
+    for at in [at for at, ctime in enumerate(ctimes) if ctime >= recent]:
+        if not settled(ctimes[at], read_ns):
             ctimes[at] = UNKNOWN
 
 
@@ -162,16 +163,24 @@ def load(target: bytes) -> Record | None:
     body, digest = data[:-16], data[-16:]
     if not body.startswith(_MAGIC) or xxh3_128_digest(body) != digest:
         return None
+    try:
+        return _parse(body)
+    except (ValueError, KeyError, TypeError):  # of another version
+        return None
+
+
+def _parse(body: bytes) -> Record | None:
     end = body.index(b"\n", len(_MAGIC)) + 1
     facts = json.loads(body[len(_MAGIC) : end])
     if facts["boot"] != boot_id() or facts["byteorder"] != sys.byteorder:
         return None
     record = Record(**{key: facts[key] for key in _FACTS})
-    for column, count in (
+    columns = (
         (record.inodes, facts["rows"]),
         (record.ctimes, facts["rows"]),
         (record.linked, facts["linked"]),
-    ):
+    )
+    for column, count in columns:
         size = column.itemsize * count
         column.frombytes(body[end : end + size])
         end += size

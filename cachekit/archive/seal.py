@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from cachekit.archive.auth import decode_auth, encode_auth
 from cachekit.archive.format import (
     FORMAT,
     KNOWN_FEATURES,
+    MAX_AUTH,
     MAX_INDEX,
     MAX_JSON,
     SEAL_MAGIC,
@@ -27,6 +29,7 @@ from cachekit.archive.format import (
 )
 from cachekit.errors import Damaged, InvalidRequest, Unsupported
 from cachekit.model import ROOT_PREFIX, Key, Platform, Target
+from cachekit.trust import ANYONE, Signature, Trust
 
 __all__ = ["Seal", "decode_json", "encode", "seek_table", "skippable"]
 
@@ -96,14 +99,17 @@ def skippable(magic: int, payload: bytes) -> bytes:
     return SKIPPABLE_HEADER.pack(magic, len(payload)) + payload
 
 
-def encode(seal: Seal) -> bytes:
-    """Return the seal frame and set ``seal.identity``."""
+def encode(seal: Seal, trust: Trust = ANYONE) -> bytes:
+    """Return the seal frame, signed if ``trust`` has a key, and set ``seal.identity``."""
     text = json.dumps(seal.as_json(), separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode(
         "ascii"
     )
     digest = hashlib.sha256(text).digest()
     seal.identity = digest.hex()
-    return skippable(SEAL_MAGIC, text + SEAL_TRAILER.pack(digest, len(text), 0, SEAL_TRAILER_MAGIC))
+    signature = trust.sign(text)
+    auth = encode_auth([signature] if signature else [], digest)
+    trailer = SEAL_TRAILER.pack(digest, len(text), len(auth), SEAL_TRAILER_MAGIC)
+    return skippable(SEAL_MAGIC, text + auth + trailer)
 
 
 def seek_table(sizes: Iterable[tuple[int, int]]) -> bytes:
@@ -238,6 +244,7 @@ class Tail:
     seek_table_offset: int
     frames: int
     json: bytes
+    signatures: list[Signature]
 
 
 def parse_tail(size: int, read: Any) -> Tail:
@@ -259,7 +266,8 @@ def parse_tail(size: int, read: Any) -> Tail:
         _fail(
             "the file does not end as an entry does: it is cut, has bytes appended, or is something else",
             expected="a seek table's end",
-            found=f"{footer.hex()} at byte {size - SEEK_FOOTER.size}",
+            # Not the bytes themselves: under an entry's name there may be a file that is no business of the log's.
+            found="other bytes" if any(footer) else "zeros",
             offset=size,
         )
     table_size = SKIPPABLE_HEADER.size * (frames + 1) + SEEK_FOOTER.size
@@ -280,15 +288,13 @@ def parse_tail(size: int, read: Any) -> Tail:
         _fail("there is no seal before the seek table", offset=table - SEAL_TRAILER.size)
     payload = json_size + auth_size + SEAL_TRAILER.size
     seal = table - payload - SKIPPABLE_HEADER.size
-    if json_size > MAX_JSON or seal < 0:
-        _fail("the seal claims to be longer than the file", found=json_size)
+    if json_size > MAX_JSON or auth_size > MAX_AUTH or seal < 0:
+        _fail("the seal claims to be longer than it can be", found=payload)
     if SKIPPABLE_HEADER.unpack(read(SKIPPABLE_HEADER.size, seal)) != (SEAL_MAGIC, payload):
         _fail("the seal does not begin where its end says", offset=seal)
     text = read(json_size, seal + SKIPPABLE_HEADER.size)
     found = hashlib.sha256(text).digest()
     if found != digest:
         _fail("the seal's digest is wrong", expected=digest.hex(), found=found.hex(), offset=seal)
-    # Only now: a flipped bit in the length must not pass for a signature.
-    if auth_size:
-        raise Unsupported("the seal is signed in a way that this cachekit does not know", rung="seal")
-    return Tail(seal, table, frames, text)
+    auth = read(auth_size, seal + SKIPPABLE_HEADER.size + json_size) if auth_size else b""
+    return Tail(seal, table, frames, text, decode_auth(auth, digest))

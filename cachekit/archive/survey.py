@@ -40,14 +40,14 @@ class Expected:
 @dataclass(slots=True)
 class _Plan:
     """The directories of a target in the order of their rows: row (-1 for a root, which has none), first and last row
-    of what lies in it directly, path, and the names of its sub-directories.
+    of what lies in it directly, name; and all names together.
     """
 
     rows: list[int]
     begins: list[int]
     ends: list[int]
-    paths: list[bytes]
-    below: list[set[bytes]]
+    names: list[bytes]
+    all_names: frozenset[bytes]
 
 
 def survey(
@@ -72,7 +72,7 @@ def survey(
         record.ctimes,
         record.linked,
         record.device,
-        array("i", plan.rows),
+        array("I", [max(row, first) for row in plan.rows]),
         array("Q", bytes(8 * len(plan.rows))),
         array("I", bytes(4 * len(plan.rows))),
     )
@@ -99,41 +99,27 @@ def survey(
                     running += 1
     finally:
         pool.close()
-    known.subtrees = _subtrees(plan, last)
+    known.directory_names = plan.names
     return known
 
 
 def _plan(index: Index, target: Target, first: int, last: int) -> _Plan:
     kinds, paths = index.kinds, index.paths
-    rows = [row for row in range(first, last) if kinds[row] == DIRECTORY]
-    # The directory of a whole root has no member; what lies in it directly comes first.
-    whole_root = not target.member
-    if whole_root:
-        rows.insert(0, -1)
-    names = [paths[row] if row >= 0 else b"" for row in rows]
-    below: dict[bytes, set[bytes]] = {name: set() for name in names}
-    for name in names:
-        parent, _, own = name.rpartition(b"/")
-        if name and name != target.member and parent in below:
-            below[parent].add(own)
-    begins = [row + 1 if row >= 0 else first for row in rows]
+    rows = []
+    row = kinds.find(DIRECTORY, first, last)
+    while row >= 0:
+        rows.append(row)
+        row = kinds.find(DIRECTORY, row + 1, last)
+    names = [paths[row] for row in rows]
+    begins = [row + 1 for row in rows]
     ends = [*rows[1:], last]
-    return _Plan(rows, begins, ends, names, [below[name] for name in names])
-
-
-def _subtrees(plan: _Plan, last: int) -> dict[bytes, tuple[int, int]]:
-    """Return for each directory its first row and the row behind the last one below it."""
-    found: dict[bytes, tuple[int, int]] = {}
-    open_ones: list[tuple[bytes, int]] = []
-    for row, begin, path in zip(plan.rows, plan.begins, plan.paths, strict=True):
-        start = row if row >= 0 else begin
-        while open_ones and not (not open_ones[-1][0] or path.startswith(open_ones[-1][0] + b"/")):
-            name, its_start = open_ones.pop()
-            found[name] = its_start, start
-        open_ones.append((path, start))
-    for name, its_start in open_ones:
-        found[name] = its_start, last
-    return found
+    if not target.member:
+        # The directory of a whole root has no member; what lies in it directly comes first.
+        ends.insert(0, rows[0] if rows else last)
+        rows.insert(0, -1)
+        begins.insert(0, first)
+        names.insert(0, b"")
+    return _Plan(rows, begins, ends, names, frozenset(names))
 
 
 class _Looker:
@@ -172,7 +158,7 @@ class _Looker:
         """Compare one directory and what lies in it directly. The loop runs once a file of the target."""
         plan, index, record = self._plan, self._index, self._record
         row, begin, end = plan.rows[number], plan.begins[number], plan.ends[number]
-        path, below = plan.paths[number], plan.below[number]
+        path = plan.names[number]
         place = self._place + path[len(self._member) :] if self._member else os.path.join(self._place, path)
         try:
             fd = open_to_look(place)
@@ -192,7 +178,8 @@ class _Looker:
         mask, owners = self._expected.mode, self._expected.owners
         skip = len(path) + 1 if path else 0
         expected = dict(zip([name[skip:] for name in index.paths[begin:end]], range(begin, end), strict=True))
-        inside = path[self._prefix :] + b"/" if path else b""
+        here = path + b"/" if path else b""
+        inside = here[self._prefix :]
         blocks = left_out = 0
         try:
             if row >= 0:
@@ -209,7 +196,7 @@ class _Looker:
                     name = encode(entry.name)
                     at = expected.pop(name, -1)
                     if at < 0:
-                        if name in below and entry.is_dir(follow_symlinks=False):
+                        if here + name in plan.all_names and entry.is_dir(follow_symlinks=False):
                             continue
                         if excluded is not None and excluded(inside + name):
                             left_out += 1

@@ -83,6 +83,7 @@ class Walk:
             self.layout.begin(known)
             first = len(self.index)
             yield from self._target(target)
+            self.layout.take_pending()
             self.spans[target] = range(first, len(self.index))
         self.layout.cut()
         yield from self.layout.take_jobs()

@@ -33,6 +33,7 @@ from cachekit.model import ROOT_PREFIX
 from cachekit.system.files import open_directory
 from cachekit.system.steps import step
 from cachekit.system.workers import Pool, open_pool, pack_message
+from cachekit.trust import ANYONE, Trust
 
 __all__ = ["BaseRotten", "FileChanged", "Output", "Progress", "Written", "write_entry"]
 
@@ -102,8 +103,9 @@ def write_entry(
     describe: Callable[[Walk], Seal],
     before_writing: Callable[[Walk], None],
     progress: Progress | None = None,
+    trust: Trust = ANYONE,
 ) -> Written:
-    """Write the entry for ``walk`` to ``output``, durable but not published.
+    """Write the entry for ``walk`` to ``output``, durable but not published, signed if ``trust`` has a key.
 
     ``before_writing`` is called when the walk is complete, before the first byte: it reserves space, or raises to
     refuse. ``describe`` then gives the seal's part that does not depend on the bytes written.
@@ -158,7 +160,9 @@ def write_entry(
     }
     seal.skipped = dict(walk.skipped)
     seal.features = ["sparse"] if index.sparse else []
-    tail = sealing.encode(seal) + sealing.seek_table(zip(index.frame_sizes, index.raw_sizes, strict=True))
+    tail = sealing.encode(seal, trust) + sealing.seek_table(
+        zip(index.frame_sizes, index.raw_sizes, strict=True)
+    )
     output.write(tail, position)
     position += len(tail)
     step("save.tail-written")

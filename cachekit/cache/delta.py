@@ -15,6 +15,7 @@ from cachekit.archive.index import Index
 from cachekit.archive.pack import zstd_version
 from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.record import Record
+from cachekit.archive.seal import Seal
 from cachekit.archive.survey import survey
 from cachekit.archive.walk import Walk
 from cachekit.archive.write import Written
@@ -23,7 +24,7 @@ from cachekit.model import ROOT_PREFIX, EntryIdentity, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.workers import worker_count
 
-__all__ = ["opened_base", "remember_restored", "remember_saved", "set_base_aside"]
+__all__ = ["opened_base", "remember_restored", "remember_saved", "remember_unchanged", "set_base_aside"]
 
 
 @contextlib.contextmanager
@@ -42,15 +43,16 @@ def opened_base(
     """Open the entry that a save of the targets at ``places`` starts from; None if there is none that would do.
 
     The one that the targets' records name, if the store still has it, else the family's newest. Only entries of the
-    same level, zstd and platform: copied frames are then what compressing would give. Never raises for an entry that
-    is damaged or cannot be read: then there is none.
+    same level, zstd and platform: copied frames are then what compressing would give; and only those that the store's
+    trust takes, for what is copied is signed anew. Never raises for an entry that is damaged or cannot be read: then
+    there is none.
     """
     known = {target: records.load(place) for target, place in places.items()}
     with contextlib.ExitStack() as stack:
         base = None
         for name, its_identity in _candidates(store, identity, family, prefix, known):
             with contextlib.suppress(CachekitError, OSError):
-                archive = stack.enter_context(open_archive(store.entry_path(name)))
+                archive = stack.enter_context(open_archive(store.entry_path(name), store.trust))
                 store.check_filing(archive, name)
                 if _fits(archive, store, identity, level) and its_identity in {None, archive.seal.identity}:
                     if its_identity is None:
@@ -77,7 +79,7 @@ def _candidates(
             yield record.entry, record.identity
             break
     for candidate in store.candidates(prefix, str(identity.platform)):
-        if candidate.seal is not None and candidate.seal.family == family:
+        if candidate.seal is not None and candidate.trusted and candidate.seal.family == family:
             yield candidate.name, None
             break
 
@@ -143,12 +145,39 @@ def remember_saved(
         for place in places.values():
             records.forget(place)
         return
+    _remember(store, entry, walk, written.seal, written.packed_index, places, excludes, begun_ns)
+
+
+def remember_unchanged(
+    store: DirectoryStore,
+    entry: str,
+    walk: Walk,
+    places: dict[Target, bytes],
+    excludes: list[str],
+    begun_ns: int,
+) -> None:
+    """Keep records of targets that were found to hold just what the walk's base holds."""
+    assert walk.base is not None
+    archive = walk.base.archive
+    _remember(store, entry, walk, archive.seal, archive.packed_index, places, excludes, begun_ns)
+
+
+def _remember(
+    store: DirectoryStore,
+    entry: str,
+    walk: Walk,
+    seal: Seal,
+    packed_index: bytes,
+    places: dict[Target, bytes],
+    excludes: list[str],
+    begun_ns: int,
+) -> None:
     for target, place in places.items():
         span = walk.spans[target]
         ctimes = walk.layout.ctimes[span.start : span.stop]
         records.forget_unsettled(ctimes, begun_ns)
         record = Record(
-            written.seal.identity,
+            seal.identity,
             store.path,
             str(store.namespace),
             entry,
@@ -157,11 +186,12 @@ def remember_saved(
             excludes,
             walk.devices[target],
             span.start,
-            written.seal.index_raw_bytes,
+            seal.index_raw_bytes,
+            seal.index_sha256,
             walk.layout.inodes[span.start : span.stop],
             ctimes,
             array("I", [row for row in walk.layout.linked if row in span]),
-            written.packed_index,
+            packed_index,
         )
         records.store(place, record)
 
@@ -197,6 +227,7 @@ def remember_restored(
         os.lstat(place).st_dev,
         first,
         archive.seal.index_raw_bytes,
+        archive.seal.index_sha256,
         inodes[first:last],
         ctimes,
         _linked(archive.index, first, last),

@@ -39,7 +39,7 @@ def family_ratio(store: DirectoryStore, family: str, prefix: str) -> float:
     """Return archive bytes for each allocated byte in the family's newest entry, with a margin; 1 if unknown."""
     for candidate in store.candidates(prefix, str(this_platform())):
         seal = candidate.seal
-        if seal is not None and seal.family == family and seal.allocated_bytes:
+        if seal is not None and candidate.trusted and seal.family == family and seal.allocated_bytes:
             return min(1.0, _RATIO_MARGIN * candidate.size / seal.allocated_bytes)
     return 1.0
 

@@ -68,6 +68,18 @@ def needed_frames(archive: Archive, presences: Iterable[Presence]) -> list[int]:
     return sorted(frames)
 
 
+def one_batch(archive: Archive, presence: Presence) -> bool:
+    """Return True if all that is to be written is little enough to be staged at once."""
+    index, states = archive.index, presence.states
+    size = 0
+    for row in presence.rows:
+        if states[row] == WRONG and index.kinds[row] == FILE:
+            size += index.sizes[row] + _FILE_BYTES
+            if size >= BATCH_BYTES:
+                return False
+    return True
+
+
 def room_in_place(
     archive: Archive,
     destination: Destination,
@@ -116,6 +128,23 @@ def room_in_place(
     return room
 
 
+def _touched(archive: Archive, destination: Destination, presence: Presence) -> set[bytes]:
+    """Return the directories, relative to the target, that are not right or will have names changed in them."""
+    index = archive.index
+    touched = set()
+    for row in presence.rows:
+        if presence.states[row] == WRONG:
+            staged = destination.place(index.paths[row])
+            assert staged is not None
+            relative = staged[len(STAGED) + 1 :]
+            if index.kinds[row] == DIRECTORY:
+                touched.add(relative)
+            # Those above as well: they may have to be opened up on the way.
+            while relative and (relative := relative.rpartition(b"/")[0]) not in touched:
+                touched.add(relative)
+    return touched
+
+
 def _extras(archive: Archive, destination: Destination, place: bytes, presence: Presence) -> int:
     """Return the bytes on disk of what the entry does not have."""
     own = 0
@@ -136,14 +165,16 @@ def restore_in_place(
     options: WriteOptions,
     presence: Presence,
     *,
+    checked: bool,
     remove_extras: bool,
     durable: bool,
     min_free: int,
 ) -> int:
     """Make the target what the entry says, replacing only what differs; return how many files were right already.
 
-    ``needed_frames`` must have been checked before. Raises NoSpace before the first change if even this way does not
-    fit, OSError of the filesystem later (the target then stays marked as incomplete).
+    ``checked`` if the ``needed_frames`` were; else what is written must be ``one_batch``, which is checked while it is
+    staged, and ``remove_extras`` not asked. Raises Refused and NoSpace before the first change, OSError of the
+    filesystem later (the target then stays marked as incomplete).
     """
     if presence.complete and not (remove_extras and presence.further):
         return presence.files(archive.index)
@@ -153,6 +184,8 @@ def restore_in_place(
         "identity": archive.seal.identity,
         "target_root": target.root,
         "target_path": target.path.decode("latin-1"),
+        "trust": archive.trust.mode,
+        "namespace": archive.trust.namespace or "",
         "options": " ".join(
             name
             for name, asked in (
@@ -176,13 +209,22 @@ def restore_in_place(
             batch_bytes = BATCH_BYTES
             while batch_bytes > LEAST_BATCH_BYTES and room(batch_bytes) + min_free > free.available:
                 batch_bytes >>= 1
+            touched = None if remove_extras else _touched(archive, destination, presence)
             staging.write_facts(
                 [
                     fact
                     for fact in directory_facts(archive, destination, options)
-                    if fact[0] or target.path != b"."
+                    if (fact[0] or target.path != b".") and (touched is None or fact[0] in touched)
                 ]
             )
+            work = _InPlace(archive, destination, place, options, presence)
+            early: list[list[int]] = []
+            if not checked and batch_bytes < BATCH_BYTES:
+                extract(archive, [], options, worker_count(), frames=needed_frames(archive, [presence]))
+            elif not checked:
+                early = list(work.batches(BATCH_BYTES))
+                for batch in early:
+                    work.stage(batch)
         except BaseException:
             staging.abandon()
             raise
@@ -190,13 +232,12 @@ def restore_in_place(
         staging.journal.phase = "in-place"
         staging.journal.write(staging.fd)
         step("inplace.marked")
-        work = _InPlace(archive, destination, place, options, presence)
         if remove_extras:
             work.remove_extras()
         work.make_directories()
-        for batch in work.batches(batch_bytes):
-            limited = replace(options, wanted=frozenset(batch))
-            extract(archive, [destination], limited, worker_count(), frames=work.frames_of(batch))
+        for batch in early or work.batches(batch_bytes):
+            if not early:
+                work.stage(batch)
             _merge(staging, place)
             step("inplace.first-file")
         work.set_attributes()
@@ -252,6 +293,7 @@ class _InPlace:
         options: WriteOptions,
         presence: Presence,
     ) -> None:
+        self._archive = archive
         self._index = archive.index
         self._presence = presence
         self._destination = destination
@@ -327,16 +369,18 @@ class _InPlace:
         if batch:
             yield batch
 
-    def frames_of(self, batch: list[int]) -> list[int]:
-        """Return the frames in which these rows lie, ascending."""
+    def stage(self, batch: list[int]) -> None:
+        """Write these files into staging, checking the frames in which they lie."""
         index = self._index
-        return sorted(
+        frames = sorted(
             {
                 frame
                 for row in batch
                 for frame in range(index.frames[row], index.frames[row] + parts(index.sizes[row]))
             }
         )
+        limited = replace(self._options, wanted=frozenset(batch))
+        extract(self._archive, [self._destination], limited, worker_count(), frames=frames)
 
     def set_attributes(self) -> None:
         """Give files with the right content the mode, owner and time that they lack."""

@@ -16,6 +16,7 @@ from cachekit.errors import Missed
 from cachekit.model import StoreAddress
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import this_platform
+from cachekit.trust import ANYONE, Trust
 
 __all__ = ["EntryLine", "Member", "find_archive", "list_entries", "manifest", "members"]
 
@@ -33,6 +34,8 @@ class EntryLine:
     created_ns: int
     targets: list[str]
     problem: str | None = None
+    #: What its signature is worth (``trust.Standing``).
+    signature: str | None = None
 
 
 def list_entries(store: StoreAddress | str, prefix: str = "") -> list[EntryLine]:
@@ -55,6 +58,7 @@ def list_entries(store: StoreAddress | str, prefix: str = "") -> list[EntryLine]
                 seal.counts.get("files", 0) + seal.counts.get("hardlinks", 0),
                 seal.created_ns,
                 [str(target) for target in seal.targets],
+                signature=candidate.signed.standing if candidate.signed else None,
             )
         )
     return lines
@@ -77,10 +81,18 @@ def find_archive(name: str, store: StoreAddress | str) -> bytes:
     )
 
 
-def manifest(path: bytes) -> dict[str, Any]:
-    """Return the seal's JSON object, with the entry's identity and size. Raises Refused, Unreadable, Missed."""
-    with _opened(path) as archive:
-        return {"identity": archive.seal.identity, "archive_bytes": archive.size, **archive.seal.as_json()}
+def manifest(path: bytes, trust: Trust = ANYONE) -> dict[str, Any]:
+    """Return the seal's JSON object, with the entry's identity, size and signature. Raises Refused, Unreadable, Missed.
+
+    To look at an entry is not to use it: what is not trusted is shown as such, only what is forged is refused.
+    """
+    with _opened(path, trust) as archive:
+        return {
+            "identity": archive.seal.identity,
+            "archive_bytes": archive.size,
+            "signature": archive.signed,
+            **archive.seal.as_json(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +110,9 @@ class Member:
     digest: str | None
 
 
-def members(path: bytes) -> Iterator[Member]:
-    """Yield an entry's members, the index checked before. Raises Refused, Unreadable, Missed."""
-    with _opened(path) as archive:
+def members(path: bytes, trust: Trust = ANYONE) -> Iterator[Member]:
+    """Yield an entry's members, the index checked before; as ``manifest``. Raises Refused, Unreadable, Missed."""
+    with _opened(path, trust) as archive:
         index = archive.index
         check_archive(archive)
         links = iter(index.links)
@@ -124,9 +136,9 @@ def members(path: bytes) -> Iterator[Member]:
 
 
 @contextlib.contextmanager
-def _opened(path: bytes) -> Iterator[Archive]:
+def _opened(path: bytes, trust: Trust) -> Iterator[Archive]:
     try:
-        with open_archive(path) as archive:
+        with open_archive(path, trust.for_looking().within(None), follow=True) as archive:
             yield archive
     except FileNotFoundError:
         raise Missed("there is no such file", path=path) from None

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cachekit.archive import record as records
 from cachekit.archive.content import content_digest
-from cachekit.archive.format import DIRECTORY, FILE, HARDLINK, LINK_KINDS
+from cachekit.archive.format import DIRECTORY, FILE, FRAME_SIZE, HARDLINK, LINK_KINDS, SYMLINK
 from cachekit.archive.index import Index
 from cachekit.archive.read import Archive
 from cachekit.archive.record import UNKNOWN, Record, settled
@@ -28,7 +27,10 @@ __all__ = ["ATTRIBUTES", "RIGHT", "WRONG", "Presence", "look", "rows_of"]
 
 #: What a member is in the target: right, a file with the right content but another mode, owner or time, or neither.
 RIGHT, ATTRIBUTES, WRONG = range(3)
-_UNREAD = 3
+_UNREAD, _GONE = 3, 4
+
+#: What the members of each kind are before anybody has looked.
+_AT_FIRST = bytes([_UNREAD if kind == FILE else WRONG for kind in range(256)])
 
 #: So many rows go to a worker in one message.
 _BATCH = 256
@@ -56,66 +58,129 @@ class Presence:
 
     def files(self, index: Index) -> int:
         """Return how many files of the target need not be written."""
-        return sum(1 for row in self.rows if index.kinds[row] == FILE and self.states[row] != WRONG)
+        kinds, states = index.kinds, self.states
+        if self.complete and len(self.rows) == len(states):
+            return kinds.count(FILE)
+        return sum(1 for row in self.rows if kinds[row] == FILE and states[row] != WRONG)
 
 
-def look(archive: Archive, target: Target, place: bytes, options: WriteOptions, workers: int) -> Presence:
-    """Compare the entry's target with what is at the absolute path ``place``."""
+def look(
+    archive: Archive,
+    target: Target,
+    place: bytes,
+    options: WriteOptions,
+    workers: int,
+    record: Record | None = None,
+) -> Presence:
+    """Compare the entry's target with what is at the absolute path ``place``, by the target's record if it has one."""
     index = archive.index
     count = len(index)
+    rows = rows_of(archive, target)
+    states = index.kinds.translate(_AT_FIRST)
+    if len(rows) != count:
+        mine = frozenset(rows)
+        states = bytearray(state if row in mine else RIGHT for row, state in enumerate(states))
+    presence = Presence(states, rows, array("Q", bytes(8 * count)), array("q", [UNKNOWN]) * count)
+    if record is not None:
+        _by_record(archive, record, target, place, options, presence, workers)
     destination = Destination(target, -1)
-    rows = rows_of(index, destination)
-    presence = Presence(bytearray(count), rows, array("Q", bytes(8 * count)), array("q", [UNKNOWN]) * count)
-    for row in rows:
-        presence.states[row] = _UNREAD if index.kinds[row] == FILE else WRONG
-    _by_record(archive, target, place, options, presence, workers)
-    _nothing_below(index, destination, place, presence)
+    _directories(index, destination, place, options, presence)
+    _links_by_text(index, destination, place, options, presence)
     _by_content(archive, destination, place, options, presence, workers)
     _links_follow(index, presence)
+    if _GONE in presence.states:
+        presence.states = presence.states.replace(bytes([_GONE]), bytes([WRONG]))
     return presence
 
 
-def rows_of(index: Index, destination: Destination) -> Sequence[int]:
+def rows_of(archive: Archive, target: Target) -> Sequence[int]:
     """Return the rows of a target, ascending."""
-    return [row for row, path in enumerate(index.paths) if destination.place(path) is not None]
+    index = archive.index
+    if len(archive.seal.targets) == 1:
+        return range(len(index))
+    place = Destination(target, -1).place
+    return [row for row, path in enumerate(index.paths) if place(path) is not None]
 
 
 def _by_record(
-    archive: Archive, target: Target, place: bytes, options: WriteOptions, presence: Presence, workers: int
+    archive: Archive,
+    record: Record,
+    target: Target,
+    place: bytes,
+    options: WriteOptions,
+    presence: Presence,
+    workers: int,
 ) -> None:
     """Settle the rows of which the target's record tells."""
-    record = records.load(place)
-    if record is None or (record.root, record.path) != (target.root, target.path.decode("latin-1")):
+    if (record.root, record.path) != (target.root, target.path.decode("latin-1")):
         return
     index = archive.index
-    same = record.identity == archive.seal.identity
+    same = record.index_sha256 == archive.seal.index_sha256
     theirs = index if same else record.index()
-    last = record.first + len(record.inodes)
+    first, last = record.first, record.first + len(record.inodes)
     if theirs is None or last > len(theirs):
         return
     expected = Expected(options.mode(0o7777), options.directory_mode(0o7777), options.same_owner)
-    known = survey(record, theirs, target, place, None, workers, expected)
+    bad = survey(record, theirs, target, place, None, workers, expected).bad
     if same:
-        archive.members_checked = True
-        presence.further = bool(known.bad.count(2) + known.bad.count(3))
-        pairs: Iterator[tuple[int, int]] = ((row, row) for row in range(record.first, last))
-    else:
-        pairs = _pairs(index, theirs, record, presence.rows, options)
-    states, bad, first = presence.states, known.bad, record.first
-    inodes, ctimes, kinds = presence.inodes, presence.ctimes, index.kinds
-    for row, other in pairs:
-        at = other - first
-        if bad[at] & 1:
+        presence.further = bool(bad.count(2) + bad.count(3))
+        _settle(presence, first, last, record, bad, 0)
+        return
+    # Rows of frames that are the same in both entries correspond one by one; the others are looked up by name.
+    others: list[int] = []
+    for begin, end, other in _same_frames(index, theirs):
+        if other is None or other < first or other + end - begin > last:
+            others += range(begin, end)
+        else:
+            _settle(presence, begin, end, record, bad, other - first)
+    for row, other in _pairs(index, theirs, record, others, options):
+        _settle(presence, row, row + 1, record, bad, other - first)
+
+
+def _settle(presence: Presence, begin: int, end: int, record: Record, bad: bytearray, at: int) -> None:
+    """Settle the rows from ``begin`` up to ``end``, which are those from ``at`` on in the record."""
+    count = end - begin
+    found = bad[at : at + count]
+    good = found.count(0) + found.count(2) == count
+    before = b"" if good else presence.states[begin:end]
+    presence.states[begin:end] = bytes(count)  # RIGHT
+    presence.inodes[begin:end] = record.inodes[at : at + count]
+    presence.ctimes[begin:end] = record.ctimes[at : at + count]
+    if not good:
+        for number, value in enumerate(found):
+            if value & 1:
+                presence.states[begin + number] = before[number]
+                presence.ctimes[begin + number] = UNKNOWN
+
+
+def _same_frames(index: Index, theirs: Index) -> Iterator[tuple[int, int, int | None]]:
+    """Yield (first row, row behind the last, first row of the same frame in the other entry or None) of all frames."""
+    frames = {theirs.frame_digest(frame): frame for frame in range(theirs.frame_count)}
+    for frame in range(index.frame_count):
+        rows = index.rows_of_frame(frame)
+        if not rows:
             continue
-        states[row] = RIGHT
-        if kinds[row] != DIRECTORY:
-            inodes[row], ctimes[row] = record.inodes[at], record.ctimes[at]
+        same = frames.get(index.frame_digest(frame))
+        if (
+            same is not None and index.sizes[rows.start] <= FRAME_SIZE
+        ):  # else it is the first of several frames
+            others = theirs.rows_of_frame(same)
+            # Frames have the time in whole seconds only.
+            if (
+                len(others) == len(rows)
+                and index.mtimes[rows.start : rows.stop] == theirs.mtimes[others.start : others.stop]
+            ):
+                yield rows.start, rows.stop, others.start
+                continue
+        yield rows.start, rows.stop, None
 
 
 def _pairs(
     index: Index, theirs: Index, record: Record, rows: Sequence[int], options: WriteOptions
 ) -> Iterator[tuple[int, int]]:
     """Yield (row, row of the record's entry) of members that are the same in both."""
+    if not rows:
+        return
     first, last = record.first, record.first + len(record.inodes)
     by_path = dict(zip(theirs.paths[first:last], range(first, last), strict=True))
     files, their_files = index.ordinals(frozenset({FILE})), theirs.ordinals(frozenset({FILE}))
@@ -151,23 +216,67 @@ def _pairs(
         yield row, other
 
 
-def _nothing_below(index: Index, destination: Destination, place: bytes, presence: Presence) -> None:
-    """Call wrong what is reached only through a link or something else in a directory's place."""
+def _directories(
+    index: Index, destination: Destination, place: bytes, options: WriteOptions, presence: Presence
+) -> None:
+    """Look at the directories of which no record tells.
+
+    What is reached only through a link, or something else in a directory's place, is not in the target.
+    """
     states = presence.states
     gone: set[bytes] = set()
+    if not any(states[row] == WRONG and index.kinds[row] == DIRECTORY for row in presence.rows):
+        return
     for row in presence.rows:
         path = index.paths[row]
         if gone and path.rpartition(b"/")[0] in gone and path != destination.target.member:
-            states[row] = WRONG
+            states[row] = _GONE
             if index.kinds[row] == DIRECTORY:
                 gone.add(path)
         elif states[row] == WRONG and index.kinds[row] == DIRECTORY:
             try:
-                real = stat.S_ISDIR(os.lstat(_place_of(destination, place, path)).st_mode)
+                info = os.lstat(_place_of(destination, place, path))
             except OSError:
-                real = False
-            if not real:
                 gone.add(path)
+                continue
+            if not stat.S_ISDIR(info.st_mode):
+                gone.add(path)
+            elif (
+                stat.S_IMODE(info.st_mode) == options.directory_mode(index.modes[row])
+                and info.st_mtime_ns == index.mtimes[row]
+                and (
+                    not options.same_owner or (info.st_uid, info.st_gid) == (index.uids[row], index.gids[row])
+                )
+            ):
+                states[row] = RIGHT
+
+
+def _links_by_text(
+    index: Index, destination: Destination, place: bytes, options: WriteOptions, presence: Presence
+) -> None:
+    """Call those symlinks right that say what they shall, and have the time (and owner) that they shall have."""
+    if SYMLINK not in index.kinds:
+        return
+    links = iter(index.links)
+    for row, kind in enumerate(index.kinds):
+        if kind not in LINK_KINDS:
+            continue
+        text = next(links)
+        if kind != SYMLINK or presence.states[row] != WRONG:
+            continue
+        path = _place_of(destination, place, index.paths[row])
+        begun = now_ns()
+        try:
+            info = os.lstat(path)
+            if not stat.S_ISLNK(info.st_mode) or os.readlink(path) != text:
+                continue
+        except OSError:
+            continue
+        owned = (info.st_uid, info.st_gid) == (index.uids[row], index.gids[row])
+        if info.st_mtime_ns == index.mtimes[row] and (owned or not options.same_owner):
+            presence.states[row] = RIGHT
+            if settled(info.st_ctime_ns, begun):
+                presence.inodes[row], presence.ctimes[row] = info.st_ino, info.st_ctime_ns
 
 
 def _place_of(destination: Destination, place: bytes, path: bytes) -> bytes:
@@ -182,7 +291,11 @@ def _links_follow(index: Index, presence: Presence) -> None:
     if HARDLINK not in index.kinds:
         return
     states = presence.states
-    wrong = {index.paths[row] for row in presence.rows if index.kinds[row] == FILE and states[row] == WRONG}
+    wrong = {
+        index.paths[row]
+        for row in presence.rows
+        if index.kinds[row] == FILE and states[row] in {WRONG, _GONE}
+    }
     links = iter(index.links)
     for row, kind in enumerate(index.kinds):
         if kind in LINK_KINDS:

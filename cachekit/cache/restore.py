@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+from cachekit.archive import record as records
 from cachekit.archive.check import check_archive
 from cachekit.archive.extract import Noted, Progress, directory_facts, extract, needed_space
 from cachekit.archive.format import DIRECTORY
 from cachekit.archive.names import Roots, find_roots
 from cachekit.archive.read import Archive, open_archive
+from cachekit.archive.record import Record
 from cachekit.archive.unpack import Destination, WriteOptions
 from cachekit.cache import inplace
 from cachekit.cache.delta import remember_restored
@@ -33,6 +35,7 @@ from cachekit.errors import (
     UnfinishedTarget,
     Unreadable,
     Unsupported,
+    Untrusted,
 )
 from cachekit.model import STAGED, Key, Platform, RestoreReport, RestoreStatus, StoreAddress, Target
 from cachekit.store.directory import DirectoryStore
@@ -84,8 +87,9 @@ def restore(request: RestoreRequest) -> RestoreReport:
     """Restore the best whole entry: the exact key's, else the newest of the first restore key that has one.
 
     A miss, and a refusal that leaves nothing to restore, are values of the report. Guaranteed: no byte of a target
-    changes unless its entry was found whole; absent and replaced targets are at every moment the old or the new tree.
-    Damaged entries are set aside, so that they are not served again.
+    changes unless its entry was found whole, and signed where the store's trust requires that; absent and replaced
+    targets are at every moment the old or the new tree. Damaged and forged entries are set aside, so that they are not
+    served again; those that are not trusted are passed over, and stay for jobs that ask for no signature.
 
     Raises InvalidRequest, TargetNotNamed, NameConflict, TargetNotWritable, NoSpace, LockTimeout, StoreUnavailable.
     """
@@ -98,6 +102,8 @@ def restore(request: RestoreRequest) -> RestoreReport:
     store = DirectoryStore(request.store)
     store.sweep()
     report = RestoreReport("miss", key.text, mode=request.mode)
+    if store.trust.required and not store.trust.keys:
+        report.warnings.append("trust is hmac, and no key is given: no entry can be used")
     verdicts: set[RestoreStatus] = set()
     for name, exact in names_to_try(
         store, key, request.restore_keys, request.platform, any_platform=request.any_platform
@@ -127,7 +133,7 @@ def _try(
     for attempt in (1, 2):
         identity: tuple[int, int] | None = None
         try:
-            with open_archive(path) as archive:
+            with open_archive(path, store.trust) as archive:
                 identity = archive.identity
                 step("restore.opened")
                 if store.denied(path):
@@ -144,12 +150,12 @@ def _try(
                 return "restored"
         except FileNotFoundError:
             return "miss"
-        except (Unsupported, Unreadable) as error:
+        except (Unsupported, Untrusted, Unreadable) as error:
             _passed_over(report, name, error.id, error.message, error)
             return status_of(error)
         except Refused as error:
             if identity is None or confirmed(store, path, name, identity):
-                aside = identity is not None and store.set_aside(path, identity)
+                aside = store.set_aside(path, identity)
                 if aside:
                     report.quarantined.append(name)
                 _passed_over(report, name, error.id, error.message, error)
@@ -175,9 +181,17 @@ def _restore(
     mark = clock()
     seal = archive.seal
     targets = choose_targets(seal.targets, request.paths, roots, every=request.all_targets)
+    places = {target: real_place(roots.path_of(target)) for target in targets}
+    known = (
+        {target: records.load(place) for target, place in places.items()}
+        if request.mode == "in-place"
+        else {}
+    )
+    # A record is of an entry whose members were checked, and its identity covers every byte of the index.
+    if any(record is not None and record.identity == seal.identity for record in known.values()):
+        archive.members_checked = True
     check_archive(archive)
     report.phases["index"] = clock() - mark
-    places = {target: real_place(roots.path_of(target)) for target in targets}
     with contextlib.ExitStack() as stack:
         for place in sorted(set(places.values())):
             stack.enter_context(target_lock(place, shared=False, timeout=request.lock_timeout))
@@ -186,7 +200,7 @@ def _restore(
         _check_targets(request, archive, roots, places)
         with _errors_of_target(places):
             if request.mode == "in-place":
-                _in_place(request, store, archive, roots, places, report)
+                _in_place(request, store, archive, roots, places, known, report)
             else:
                 _staged(request, store, archive, roots, places, report)
         for recovered in pending:
@@ -356,7 +370,7 @@ def _staged(
             outcome = finish(staging, durable=request.durable, same_owner=request.same_owner)
             done.add(target)
             if outcome.level != "files":  # moving a file by itself changes its ctime
-                rows = rows_of(archive.index, destination)
+                rows = rows_of(archive, target)
                 place = places[target]
                 remember_restored(store, archive, target, place, rows, noted.inodes, noted.ctimes, visible_ns)
             report.commit[str(target)] = outcome.level
@@ -415,16 +429,24 @@ def _in_place(
     archive: Archive,
     roots: Roots,
     places: dict[Target, bytes],
+    known: dict[Target, Record | None],
     report: RestoreReport,
 ) -> None:
     options = WriteOptions(same_owner=request.same_owner, keep_setuid=request.keep_setuid)
     presences = {
-        target: look(archive, target, place, options, worker_count()) for target, place in places.items()
+        target: look(archive, target, place, options, worker_count(), known[target])
+        for target, place in places.items()
     }
     visible_ns = now_ns()
-    check_archive(archive)
     frames = inplace.needed_frames(archive, presences.values())
-    if frames:
+    # A little is checked while it is staged: nothing of the target changes before all of it is.
+    early = (
+        len(presences) == 1
+        and not request.replace_extras
+        and not any(goes_inside(place) for place in places.values())
+        and all(inplace.one_batch(archive, presence) for presence in presences.values())
+    )
+    if frames and not early:
         extract(archive, [], options, worker_count(), request.progress, frames)
     for target, place in places.items():
         extras = request.replace_extras and _mode(request, roots, place)[1] is None
@@ -434,6 +456,7 @@ def _in_place(
             place,
             options,
             presences[target],
+            checked=not early,
             remove_extras=extras,
             durable=request.durable,
             min_free=request.min_free,

@@ -18,11 +18,13 @@ from cachekit.archive.read import open_archive
 from cachekit.archive.seal import Seal
 from cachekit.archive.walk import Walk
 from cachekit.archive.write import BaseRotten, FileChanged, Progress, Written, write_entry
-from cachekit.cache.delta import opened_base, remember_saved, set_base_aside
+from cachekit.cache.delta import opened_base, remember_saved, remember_unchanged, set_base_aside
 from cachekit.cache.estimate import family_ratio, room_for
 from cachekit.cache.space import require
+from cachekit.cache.unchanged import NothingChanged, same_as_base
 from cachekit.errors import (
     CachekitError,
+    Damaged,
     InvalidRequest,
     LockTimeout,
     NoSpace,
@@ -30,6 +32,7 @@ from cachekit.errors import (
     Refused,
     SourceChanged,
     Unreadable,
+    Untrusted,
 )
 from cachekit.model import LEVELS, EntryIdentity, Key, SaveReport, StoreAddress, Target
 from cachekit.store.directory import DirectoryStore
@@ -68,6 +71,8 @@ class SaveRequest:
     full: bool = False
     #: Take a file for unchanged if its size, mode, owner and mtime are, without knowing when its content was read.
     trust_mtime: bool = False
+    #: If nothing changed, let the store serve the earlier entry under the key as well, without copying it.
+    skip_unchanged: bool = False
     lock_timeout: float = 60.0
     progress: Progress | None = None
     #: Called with the bytes that must be free in the store when there is too little; then the check is made once more.
@@ -78,7 +83,8 @@ def save(request: SaveRequest) -> SaveReport:
     """Save the paths under the key.
 
     Guaranteed: when this returns "saved", the entry is whole, durable and published; on any error or kill the store
-    serves what it served before. "exists" is said only of an entry whose size and seal were checked.
+    serves what it served before. "exists" is said only of an entry whose size and seal were checked, and its signature
+    where the store's trust requires one. With a key the new entry is signed.
 
     Raises InvalidRequest, NothingMatched, NoSpace, SourceChanged, SourceUnreadable, UnfinishedTarget, LockTimeout,
     StoreUnavailable.
@@ -101,6 +107,7 @@ def save(request: SaveRequest) -> SaveReport:
         refuse_unfinished(os.path.join(roots.root, os.fsencode(path)) for path in request.paths)
         raise
     store = DirectoryStore(request.store)
+    store.trust.require_signer()
     places = [roots.path_of(target) for target in targets]
     store.prepare()
     report = SaveReport(
@@ -160,12 +167,18 @@ class _locked:  # noqa: N801 - used as a context manager
 
 
 def _exists(store: DirectoryStore, identity: EntryIdentity, report: SaveReport) -> bool:
-    """Return True if a whole entry has the key. One with a damaged seal is set aside: the save then goes on."""
+    """Return True if a whole, trusted entry has the key. One with a damaged seal is set aside; the save goes on."""
     path = store.entry_path(identity.file_name)
     try:
-        with open_archive(path) as archive:
+        with open_archive(path, store.trust) as archive:
             try:
                 store.check_filing(archive, identity.file_name)
+            except Untrusted as error:
+                # Others may use it as it is: not set aside, but the new entry takes its name.
+                message = f"the stored entry of this key is replaced: {error}"
+                if message not in report.warnings:
+                    report.warnings.append(message)
+                return False
             except Refused as error:
                 store.set_aside(path, archive.identity)
                 report.warnings.append(f"the stored entry of this key was refused and set aside: {error}")
@@ -179,6 +192,10 @@ def _exists(store: DirectoryStore, identity: EntryIdentity, report: SaveReport) 
             report.archive_bytes, report.content_bytes = archive.size, seal.content_bytes
             report.members, report.files = seal.members, seal.counts["files"] + seal.counts["hardlinks"]
     except FileNotFoundError:
+        return False
+    except Damaged as error:  # no file at all
+        store.set_aside(path, None)
+        report.warnings.append(f"what was in the place of this key's entry was set aside: {error}")
         return False
     except Unreadable as error:
         report.warnings.append(f"the stored entry of this key cannot be read and is replaced: {error}")
@@ -198,7 +215,7 @@ def _save(
 ) -> None:
     left_out: set[bytes] = set()
     places = {target: real_place(roots.path_of(target)) for target in targets}
-    full = request.full
+    full, skip = request.full, request.skip_unchanged
     attempts = _ATTEMPTS
     while attempts:
         attempts -= 1
@@ -207,11 +224,19 @@ def _save(
             walk = Walk(targets, roots, excluded, _identities(store), frozenset(left_out), base)
             try:
                 with store.temporary(identity) as temp:
-                    written = _write(request, store, identity, walk, temp)
+                    written = _write(request, store, identity, walk, temp, places if skip else None)
                     outcome = store.publish(temp, identity, replace=request.force)
                     if outcome == "exists" and not _exists(store, identity, report):
-                        # The entry in the way was damaged and is gone now.
-                        outcome = store.publish(temp, identity, replace=False)
+                        # The entry in the way was damaged and is gone now; or it is still there, and not trusted.
+                        outcome = store.publish(temp, identity, replace=store.trust.required)
+            except NothingChanged:
+                assert base is not None
+                if _reuse(request, store, identity, base, report):
+                    remember_unchanged(store, identity.file_name, walk, places, request.excludes, begun_ns)
+                    return
+                skip = False
+                attempts += 1
+                continue
             except BaseRotten:
                 assert base is not None
                 _drop_base(store, base, report)
@@ -282,9 +307,34 @@ def _identities(store: DirectoryStore) -> frozenset[tuple[int, int]]:
     return frozenset({(info.st_dev, info.st_ino)})
 
 
+def _reuse(
+    request: SaveRequest, store: DirectoryStore, identity: EntryIdentity, base: Base, report: SaveReport
+) -> bool:
+    """Serve the base under the key as well; False if that is not possible here."""
+    seal = base.archive.seal
+    outcome = store.link(base.archive, identity, _family(request, identity)[0], replace=request.force)
+    if outcome == "impossible":
+        return False
+    report.status = "reused" if outcome == "published" else "in-progress"
+    if outcome == "exists" and not _exists(store, identity, report):
+        return False  # the entry in the way was damaged and is gone now
+    if outcome == "published":
+        report.identity, report.base, report.unchanged = seal.identity, seal.key, True
+        report.members, report.files = seal.members, seal.counts["files"] + seal.counts["hardlinks"]
+        report.content_bytes, report.archive_bytes = seal.content_bytes, base.archive.size
+        store.mark_used(identity.file_name)
+    return True
+
+
 def _write(
-    request: SaveRequest, store: DirectoryStore, identity: EntryIdentity, walk: Walk, temp: TempFile
+    request: SaveRequest,
+    store: DirectoryStore,
+    identity: EntryIdentity,
+    walk: Walk,
+    temp: TempFile,
+    places: dict[Target, bytes] | None,
 ) -> Written:
+    """Write the entry. With ``places`` raise NothingChanged instead, if the base holds just this."""
     family, prefix = _family(request, identity)
     ratio = family_ratio(store, family, prefix)
 
@@ -293,6 +343,8 @@ def _write(
             raise NothingMatched(
                 "there is nothing to save: no file is in the tree", path=walked.targets[0].path
             )
+        if places is not None and same_as_base(walked, places):
+            raise NothingChanged
         need = room_for(walked, ratio)
         try:
             _take_room(request, store, temp, need)
@@ -317,6 +369,7 @@ def _write(
             describe=describe,
             before_writing=reserve,
             progress=request.progress,
+            trust=store.trust,
         )
     except CachekitError:
         raise

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from cachekit.archive.extract import check_contents
 from cachekit.archive.names import Roots, match_targets
 from cachekit.archive.read import open_archive
-from cachekit.errors import CachekitError, Refused, TargetNotNamed, Unreadable, Unsupported
+from cachekit.errors import CachekitError, Refused, TargetNotNamed, Unreadable, Unsupported, Untrusted
 from cachekit.model import EntryIdentity, Key, Platform, RestoreStatus, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.workers import worker_count
@@ -67,12 +67,12 @@ def confirmed(store: DirectoryStore, path: bytes, name: str, identity: tuple[int
     A flipped bit in memory, or a network filesystem's stale page, must not cost a good entry.
     """
     try:
-        with open_archive(path) as archive:
+        with open_archive(path, store.trust) as archive:
             if archive.identity != identity:
                 return False
             store.check_filing(archive, name)
             check_contents(archive, worker_count())
-    except Unsupported:
+    except (Unsupported, Untrusted):
         return False
     except Refused:
         return True

@@ -61,7 +61,8 @@ def verify(request: VerifyRequest) -> Iterator[VerifyReport]:
                 yield _verify(store, candidate.path, request, candidate.name, name)
         if not found and is_file_argument(name):
             own = os.path.basename(name)
-            yield _verify(store, os.fsencode(name), request, own if ENTRY_NAME.fullmatch(own) else None)
+            filed_as = own if ENTRY_NAME.fullmatch(own) else None
+            yield _verify(store, os.fsencode(name), request, filed_as, lone=True)
         elif not found:
             message = "the store has no entry with this key, and there is no such file"
             yield VerifyReport(
@@ -110,18 +111,23 @@ def _verify(
     request: VerifyRequest,
     filed_as: str | None,
     key: str | None = None,
+    *,
+    lone: bool = False,
 ) -> VerifyReport:
     begin = time.perf_counter()
     report = VerifyReport(os.fsdecode(path), key, ok=False, depth=request.depth, verdict="ok")
     try:
-        with open_archive(path) as archive:
+        # A lone file has no namespace: whichever it was signed for is right.
+        trust = store.trust.within(None) if lone else store.trust
+        with open_archive(path, trust, follow=lone) as archive:
             report.archive_bytes = archive.size
+            if filed_as is not None:  # first: an alias gives the entry another key
+                store.check_filing(archive, filed_as)
             seal = archive.seal
             report.key, report.identity = seal.key, seal.identity
+            report.signature, report.key_id = archive.signed.standing, archive.signed.key_id
             report.content_bytes = seal.content_bytes
             report.files = seal.counts.get("files", 0) + seal.counts.get("hardlinks", 0)
-            if filed_as is not None:
-                store.check_filing(archive, filed_as)
             climb(archive, request.depth, request.progress)
         report.ok = True
     except FileNotFoundError:

@@ -10,6 +10,7 @@ from cachekit.clean.expand import NotSet, substitute
 from cachekit.clean.model import Command, Done, Found, Rule, Unit
 from cachekit.clean.survey import Surroundings, on_any
 from cachekit.system.holders import Holder
+from cachekit.system.keyring import without_keys
 from cachekit.system.process import run_limited
 
 __all__ = ["run_command", "survey_command"]
@@ -88,7 +89,7 @@ def run_command(rule: Rule) -> Done:
     target = rule.target
     assert isinstance(target, Command)
     try:
-        ended = run_limited(target.arguments, timeout=target.timeout, environ={**os.environ, **_QUIET})
+        ended = run_limited(target.arguments, timeout=target.timeout, environ={**without_keys(), **_QUIET})
     except OSError as error:
         return Done(problem=f"{target.arguments[0]} cannot be started: {error.strerror}")
     if ended.code is None:

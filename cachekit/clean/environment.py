@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cachekit.system.keyring import without_keys
+
 __all__ = ["ENVIRONMENTS", "Environment", "choose_plan", "look_around"]
 
 #: Names that a rule's ``environment`` condition may have.
@@ -62,7 +64,7 @@ class Environment:
 
 def look_around(environ: Mapping[str, str] | None = None) -> Environment:
     """Find out where this process runs. Reads the environment, the current directory and a few well-known places."""
-    environ = os.environ if environ is None else environ
+    environ = without_keys() if environ is None else environ
     here = _here()
     home = os.path.expanduser("~")
     workspace = next(

@@ -14,6 +14,7 @@ from cachekit.clean.protect import Protection, interpreter_places
 from cachekit.clean.request import CleanRequest
 from cachekit.disk.filesystems import Filesystem, nearest, of_places
 from cachekit.errors import InvalidRequest
+from cachekit.system.keyring import without_keys
 from cachekit.system.space import mount_points, pool_of, room
 from cachekit.system.state import state_directory
 
@@ -104,7 +105,7 @@ def _homes() -> set[bytes]:
 
 def prepare(wish: Wish, environ: Mapping[str, str] | None = None) -> CleanRequest:
     """Return the request for ``execute.clean``. Raises InvalidRequest if plan, stage or goal cannot be used."""
-    environ = os.environ if environ is None else environ
+    environ = without_keys() if environ is None else environ
     environment = look_around(environ)
     plan, why = pick_plan(wish.plan, environment)
     stage_plan = plan.stages.get(wish.stage)

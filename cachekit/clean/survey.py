@@ -14,6 +14,7 @@ from cachekit.clean.model import Conditions, Found, Paths, Rule, Unit
 from cachekit.clean.protect import Protection
 from cachekit.system.files import open_to_look
 from cachekit.system.holders import Holders
+from cachekit.system.keyring import without_keys
 from cachekit.system.process import running_programs
 from cachekit.system.space import pool_of
 
@@ -211,7 +212,9 @@ def _git(workspace: bytes, arguments: list[bytes], stdin: bytes, fine: set[int])
     # fsmonitor would run a program that the repository names.
     command = [b"git", b"-C", workspace, b"-c", b"core.fsmonitor=false", *arguments]
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, timeout=30, check=False)
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, timeout=30, check=False, env=without_keys()
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return [name for name in done.stdout.split(b"\0") if name] if done.returncode in fine else None

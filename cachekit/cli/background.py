@@ -20,6 +20,7 @@ from cachekit.cli.render import plain
 from cachekit.errors import InvalidRequest, LockTimeout
 from cachekit.system import process
 from cachekit.system.files import replace_file
+from cachekit.system.keyring import without_keys
 from cachekit.system.state import state_directory
 
 __all__ = ["begin", "finish", "go_on", "part", "wait_for"]
@@ -46,7 +47,7 @@ def go_on(report: CleanReport) -> bool:
     again = [argument for argument in arguments if argument not in {"--background", "--json"}]
     _write({"state": "started"})
     # The step whose files these are has ended by then; --wait writes to its own step's.
-    environ = {name: value for name, value in os.environ.items() if name not in _OF_THE_STEP}
+    environ = {name: value for name, value in without_keys().items() if name not in _OF_THE_STEP}
     environ[_VARIABLE] = "1"
     child = subprocess.Popen(
         [sys.executable, "-m", "cachekit", *again],

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cachekit.cache.listing import EntryLine, Member, find_archive, list_entries, manifest, members
-from cachekit.cli.options import common, json_option, parse_text, store_option
+from cachekit.cli.options import common, json_option, parse_text, store_option, trust_of, with_trust
 from cachekit.cli.render import count, printable, size, to_json
 from cachekit.model import StoreAddress
 from cachekit.store.directory import DirectoryStore
@@ -47,7 +47,7 @@ def ls(prefix: str, store: StoreAddress, quarantine: bool, as_json: bool) -> int
             click.echo(f"{_when(when)}  {size(length):>10}  {printable(name)}")
         click.echo(f"{len(found)} in quarantine; kept for 7 days, at most 2 of a family", err=True)
         return 0
-    entries = list_entries(store, prefix)
+    entries = list_entries(with_trust(store, "none"), prefix)
     if as_json:
         click.echo(to_json(entries))
         return 0
@@ -66,9 +66,14 @@ def _line(entry: EntryLine) -> str:
     if entry.problem is not None:
         file = printable(entry.entry)
         return f"{'refused':<20}  {size(entry.archive_bytes):>10}  {file}: {printable(entry.problem)}"
+    signed = {
+        "valid": "  signed",
+        "unknown-key": "  signed by an unknown key",
+        "elsewhere": "  signed for elsewhere",
+    }
     return (
         f"{_when(entry.created_ns)}  {size(entry.archive_bytes):>10}  {entry.files:>7} files  "
-        f"{printable(entry.key)}  ({printable(entry.platform)})"
+        f"{printable(entry.key)}  ({printable(entry.platform)}){signed.get(entry.signature or '', '')}"
     )
 
 
@@ -89,15 +94,16 @@ def show(name: str, store: StoreAddress, whole: bool, files: bool, as_json: bool
       cachekit show npm-4f1c
       cachekit show --files downloaded.tar.zst
     """
+    trust = trust_of("none")
     path = find_archive(name, store)
     if files:
         if as_json:
-            click.echo(to_json([{n: getattr(m, n) for n in Member.__slots__} for m in members(path)]))
+            click.echo(to_json([{n: getattr(m, n) for n in Member.__slots__} for m in members(path, trust)]))
             return 0
-        for member in members(path):
+        for member in members(path, trust):
             click.echo(_member(member))
         return 0
-    data = manifest(path)
+    data = manifest(path, trust)
     if as_json or whole:
         click.echo(to_json(data))
         return 0
@@ -134,6 +140,7 @@ def _summary(data: dict[str, Any], path: bytes) -> list[tuple[str, object]]:
         ("content", size(data["content_bytes"])),
         ("archive", f"{size(data['archive_bytes'])} in {data['frames']} frames, level {data['level']}"),
         ("identity", data["identity"]),
+        ("signature", data["signature"]),
         ("made by", ", ".join(f"{name} {version}" for name, version in sorted(data["versions"].items()))),
         ("file", path),
     ]

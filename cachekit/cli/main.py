@@ -83,7 +83,7 @@ def cli(ctx: click.Context, debug: bool) -> int:
       1  internal error                   6  lock timeout
       2  wrong usage                      7  clean: the goal was not met
       3  miss, if asked to fail on it     8  source or target refuses
-      4  refused: damaged or unsafe       9  store unavailable
+      4  refused: damaged, untrusted      9  store unavailable
       5  not enough space
     """
     if debug:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -10,9 +11,10 @@ from typing import Any, TypeVar
 
 import click
 
-from cachekit.cli.settings import Settings, settings_option, store_directory
+from cachekit.cli.settings import Settings, settings_option, store_directory, trust_of
 from cachekit.errors import InvalidRequest
-from cachekit.model import parse_size
+from cachekit.model import StoreAddress, parse_size
+from cachekit.trust import ANYONE, TrustMode
 
 __all__ = [
     "common",
@@ -24,6 +26,9 @@ __all__ = [
     "soft_fail",
     "store_directory_option",
     "store_option",
+    "trust_of",
+    "trust_option",
+    "with_trust",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -115,6 +120,28 @@ def store_directory_option(function: F) -> F:
         show_default="$CACHEKIT_STORE, the configuration's or ~/.cache/cachekit",
         help="Where the entries are kept.",
     )(function)
+
+
+def trust_option(function: F) -> F:
+    """``--trust``."""
+    return click.option(
+        "--trust",
+        type=click.Choice(["hmac", "none"]),
+        envvar="CACHEKIT_TRUST",
+        help="hmac: use only entries signed with a key of $CACHEKIT_HMAC_KEY (or ..._FILE); none: any whole entry.  "
+        "[default: hmac if there is a key]",
+    )(function)
+
+
+def with_trust(store: StoreAddress | str, mode: TrustMode | None) -> StoreAddress:
+    """Return the store's address with the policy that was chosen, else that of the configuration.
+
+    Raises InvalidRequest for a bad key.
+    """
+    address = StoreAddress.of(store)
+    if mode is None and address.trust != ANYONE:
+        return address
+    return dataclasses.replace(address, trust=trust_of(mode))
 
 
 def soft_fail(function: F) -> F:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from cachekit.cache.recovery import recover_targets
-from cachekit.cli.options import common, json_option
+from cachekit.cli.options import common, json_option, trust_of, trust_option
 from cachekit.cli.render import printable, to_json
 from cachekit.errors import TargetNotWritable, UnfinishedTarget
+from cachekit.trust import TrustMode
 
 __all__ = ["recover"]
 
@@ -20,13 +21,14 @@ _WORDS = {
 
 @click.command(short_help="Finish or undo restores that were killed.")
 @click.argument("paths", nargs=-1, metavar="[TARGET]...")
+@trust_option
 @json_option
 @common
-def recover(paths: tuple[str, ...], as_json: bool) -> int:
+def recover(paths: tuple[str, ...], trust: TrustMode | None, as_json: bool) -> int:
     """Finish or roll back killed restores: of the TARGETs named, or of all that this user began.
 
     Afterwards each target is the old or the new tree. The next restore of a target does the same by itself. Exit 8 if
-    one could not be finished.
+    one could not be finished. What was restored in place is read again, by the policy of the killed restore.
 
     \b
     Examples:
@@ -34,7 +36,7 @@ def recover(paths: tuple[str, ...], as_json: bool) -> int:
       cachekit recover node_modules
     """
     try:
-        lines = recover_targets(list(paths))
+        lines = recover_targets(list(paths), trust_of(trust))
     except OSError as error:
         raise TargetNotWritable(
             f"an unfinished restore can be neither finished nor undone: {error.strerror}",

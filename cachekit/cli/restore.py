@@ -17,6 +17,8 @@ from cachekit.cli.options import (
     parse_bytes,
     parse_seconds,
     soft_fail,
+    trust_option,
+    with_trust,
 )
 from cachekit.cli.outputs import check_dotenv, warn, write_outputs
 from cachekit.cli.progress import ProgressBar
@@ -24,8 +26,12 @@ from cachekit.cli.render import count, details, printable, size
 from cachekit.cli.settings import Settings, settings_option
 from cachekit.errors import CachekitError, InvalidRequest, Missed, Refused, Unreadable
 from cachekit.model import RestoreReport
+from cachekit.trust import TrustMode
 
 __all__ = ["restore"]
+
+#: So many untrusted entries are told of one by one: a store that was never signed may be full of them.
+_UNTRUSTED_LINES = 3
 
 
 @click.command(short_help="Restore the entry of a key, or of a restore key.")
@@ -63,6 +69,7 @@ __all__ = ["restore"]
     metavar="SECONDS",
     help="How long to wait for another restore of the same target.",
 )
+@trust_option
 @soft_fail
 @json_option
 @common
@@ -76,13 +83,15 @@ def restore(
     restore_keys: tuple[str, ...],
     as_json: bool,
     dotenv: str | None,
+    trust: TrustMode | None,
     **options: Any,
 ) -> int:
     """Restore PATHs (or all targets of the entry under the root), or caches of the configuration by NAME.
 
     Nothing is written unless the entry is whole: size, checksums, structure, every file. A damaged entry is refused
     and set aside (exit 0, status "refused"): the job goes on as after a miss. Options given here go before what the
-    configuration says.
+    configuration says. With --trust hmac the same holds for an entry that is not signed with one of your
+    keys, but it stays in the store for jobs that ask for no signature.
 
     In GitHub Actions the outputs cache-hit (true only for the exact key), status, matched-key, bytes, files and
     seconds are written to $GITHUB_OUTPUT. Of several caches each is restored by itself, its outputs begin with its name
@@ -101,7 +110,10 @@ def restore(
     check_dotenv(dotenv)
     try:
         code, outputs = run_each(
-            asked, lambda cache: _restore_one(asked, cache, dict(options)), _no_outputs, as_json=as_json
+            asked,
+            lambda cache: _restore_one(asked, cache, trust, dict(options)),
+            _no_outputs,
+            as_json=as_json,
         )
     except CachekitError:
         # Without this a step that asks for cache-hit after a failed restore (--soft-fail) would get an empty text.
@@ -116,10 +128,12 @@ def restore(
     return code
 
 
-def _restore_one(asked: Asked, cache: Cache | None, options: dict[str, Any]) -> Result:
+def _restore_one(
+    asked: Asked, cache: Cache | None, trust: TrustMode | None, options: dict[str, Any]
+) -> Result:
     """Restore one cache: what the options do not say comes from the configuration."""
     settings = asked.settings
-    base, store = settings.base(cache), settings.address(cache)
+    base, store = (with_trust(place, trust) for place in (settings.base(cache), settings.address(cache)))
     what = asked.resolve(cache)
     options |= {"key": what.key, "restore_keys": what.restore_keys, "paths": what.paths, "root": what.root}
     replace, merge, in_place = options.pop("replace"), options.pop("merge"), options.pop("in_place")
@@ -159,9 +173,12 @@ def _outputs(report: RestoreReport, status: str) -> dict[str, object]:
 
 def _tell(report: RestoreReport, restore_keys: list[str], store: str) -> None:
     """Tell people: what was passed over and why, warnings, the closing line."""
+    untrusted = [line for line in report.tried if line["verdict"] == "untrusted"]
     for line in report.tried:
-        if line["verdict"] != "miss":
+        if line["verdict"] != "miss" and line not in untrusted[_UNTRUSTED_LINES:]:
             _tell_passed_over(line, aside=line["entry"] in report.quarantined)
+    if (more := len(untrusted) - _UNTRUSTED_LINES) > 0:
+        warn(f"{count(more, 'further entry', 'further entries')} not used (untrusted)")
     for warning in report.warnings:
         warn(warning)
     click.echo(closing_line(report, restore_keys, store), err=True)
@@ -209,7 +226,7 @@ def _code(report: RestoreReport, *, fail_on_miss: bool, strict: bool) -> int:
     """Return 0, or what --strict and --fail-on-miss ask for."""
     if strict:
         verdicts = {str(line["verdict"]) for line in report.tried}
-        if verdicts & {"damaged", "unsafe", "unsupported", "refused"}:
+        if verdicts & {"damaged", "forged", "unsafe", "unsupported", "untrusted", "refused"}:
             return Refused.exit_code
         if "unreadable" in verdicts:
             return Unreadable.exit_code

@@ -21,6 +21,8 @@ from cachekit.cli.options import (
     parse_seconds,
     parse_text,
     soft_fail,
+    trust_option,
+    with_trust,
 )
 from cachekit.cli.outputs import warn
 from cachekit.cli.progress import ProgressBar
@@ -28,6 +30,7 @@ from cachekit.cli.render import count, printable, size
 from cachekit.cli.settings import Settings, settings_option
 from cachekit.errors import NoSpace
 from cachekit.model import SaveReport
+from cachekit.trust import TrustMode
 
 __all__ = ["save"]
 
@@ -90,6 +93,11 @@ _LEVEL = 3
     "--full", is_flag=True, help="Write everything anew, instead of starting from an earlier entry."
 )
 @click.option(
+    "--skip-unchanged",
+    is_flag=True,
+    help="If nothing changed, serve the earlier entry under this key as well (a hard link), without copying it.",
+)
+@click.option(
     "--trust-mtime",
     is_flag=True,
     help="Take files with the size and mtime of an earlier entry for unchanged, without reading them.",
@@ -103,6 +111,7 @@ _LEVEL = 3
     metavar="SECONDS",
     help="How long to wait for a restore of the same target.",
 )
+@trust_option
 @soft_fail
 @json_option
 @common
@@ -113,13 +122,15 @@ def save(
     every: bool,
     expand: bool,
     root: str | None,
+    trust: TrustMode | None,
     as_json: bool,
     **options: Any,
 ) -> int:
     """Save PATHs under a key, or caches of the configuration by NAME; each whole or not at all.
 
     A PATH may be a file, a directory, a symlink (saved as a link) or a glob; ~ and absolute paths work. An existing
-    key is left as it is (exit 0, status "exists"). Options given here go before what the configuration says.
+    key is left as it is (exit 0, status "exists"). Options given here go before what the configuration says. With
+    a key in $CACHEKIT_HMAC_KEY the entry is signed.
 
     Of several caches each is saved by itself; the highest exit code is that of the command.
 
@@ -134,13 +145,13 @@ def save(
     options["excludes"] = list(options["excludes"])
     wait, timeout = options.pop("wait"), options.pop("wait_timeout")
     options["wait_seconds"] = timeout if wait else 0.0
-    code, _ = run_each(asked, lambda cache: _save_one(asked, cache, dict(options)), as_json=as_json)
+    code, _ = run_each(asked, lambda cache: _save_one(asked, cache, trust, dict(options)), as_json=as_json)
     return code
 
 
-def _save_one(asked: Asked, cache: Cache | None, options: dict[str, Any]) -> Result:
+def _save_one(asked: Asked, cache: Cache | None, trust: TrustMode | None, options: dict[str, Any]) -> Result:
     """Save one cache: what the options do not say comes from the configuration."""
-    options["store"] = asked.settings.address(cache)
+    options["store"] = with_trust(asked.settings.address(cache), trust)
     what = asked.resolve(cache)
     options |= {"key": what.key, "paths": what.paths, "root": what.root}
     file = asked.settings.configuration()
@@ -219,10 +230,26 @@ def closing_line(report: SaveReport) -> str:
         return (
             f"{key}: exists already ({files}, {size(report.archive_bytes)}); left as it is (--force replaces)"
         )
+    if report.status == "reused":
+        return (
+            f"{key}: nothing changed since {printable(report.base)}; its entry ({files}, "
+            f"{size(report.archive_bytes)}) now serves both keys ({report.seconds:.2f} s)"
+        )
     rate = size(report.content_bytes / max(report.seconds, 0.001))
     ratio = f"{report.ratio:.1f}" if report.ratio >= 1 else f"{report.ratio:.2f}"
     skipped = ", ".join(f"{number} ({reason})" for reason, number in report.skipped.items())
     return (
         f"saved {key}: {files}, {size(report.content_bytes)} as {size(report.archive_bytes)} "
-        f"(ratio {ratio}) in {report.seconds:.2f} s, {rate}/s" + (f"; left out: {skipped}" if skipped else "")
+        f"(ratio {ratio}) in {report.seconds:.2f} s, {rate}/s"
+        + _taken_over(report)
+        + (f"; left out: {skipped}" if skipped else "")
     )
+
+
+def _taken_over(report: SaveReport) -> str:
+    """Tell what an earlier entry spared."""
+    if report.unchanged:
+        return f"; nothing changed since {printable(report.base)}"
+    if not report.copied_bytes:
+        return ""
+    return f"; {report.copied_bytes / max(1, report.archive_bytes):.0%} copied from {printable(report.base)}"

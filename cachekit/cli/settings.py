@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import click
@@ -15,8 +15,10 @@ from cachekit.cache.config.model import Cache, Configuration
 from cachekit.errors import InvalidRequest
 from cachekit.model import Namespace, StoreAddress
 from cachekit.store.layout import default_store
+from cachekit.system.keyring import load_keys
+from cachekit.trust import ANYONE, Trust, TrustMode
 
-__all__ = ["Settings", "settings_option", "store_directory"]
+__all__ = ["Settings", "settings_option", "store_directory", "trust_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,7 +69,7 @@ class Settings:
         base = self.base(cache)
         if self.scope is None:
             return base
-        return StoreAddress(base.path, base.namespace.scoped(self.scope), base.open_to_all)
+        return replace(base, namespace=base.namespace.scoped(self.scope), read_only=False)
 
     def base(self, cache: Cache | None = None) -> StoreAddress:
         """Return the part of the store that trusted jobs use; nobody with a scope writes to it."""
@@ -77,15 +79,11 @@ class Settings:
             namespace = Namespace.named(self.namespace)
         else:
             namespace = (cache and cache.namespace) or (file and file.namespace) or Namespace()
-        if ((cache and cache.trust) or (file and file.trust)) == "hmac":
-            # Never passed over: who asks for it must not get entries that were not checked.
-            raise InvalidRequest(
-                'trust = "hmac" is not known to this version',
-                path=file.path if file else None,
-                hint="upgrade",
-            )
+        mode = (cache and cache.trust) or (file and file.trust)
+        trust = trust_of(mode) if mode else ANYONE
         open_to_all = self.trust_store or (file is not None and file.trust_store)
-        return StoreAddress(chosen, namespace, open_to_all, self.read_only or self.scope is not None)
+        read_only = self.read_only or self.scope is not None
+        return StoreAddress(chosen, namespace, trust, open_to_all, read_only)
 
     def caches(self, names: tuple[str, ...], *, every: bool) -> list[Cache]:
         """Return the caches of these names, or all, in their order. Raises InvalidRequest, ConfigInvalid."""
@@ -110,6 +108,15 @@ class Settings:
                 "the configuration has no caches", path=file.path, hint="write [caches.NAME]"
             )
         return [file.caches[name] for name in (file.caches if every else dict.fromkeys(names))]
+
+
+def trust_of(mode: TrustMode | None) -> Trust:
+    """Return the policy that was chosen, with the keys of the environment. Raises InvalidRequest for a bad key.
+
+    Without a choice a key means hmac: whoever gives one does not expect that entries without it are used.
+    """
+    keys = load_keys()
+    return Trust(mode == "hmac" if mode else bool(keys), keys)
 
 
 def store_directory() -> str:

@@ -6,16 +6,25 @@ import click
 
 from cachekit.cache.verify import DEPTHS, VerifyRequest
 from cachekit.cache.verify import verify as verify_archives
-from cachekit.cli.options import common, json_option, store_option
+from cachekit.cli.options import common, json_option, store_option, trust_option, with_trust
 from cachekit.cli.progress import ProgressBar
 from cachekit.cli.render import count, details, printable, size, to_json
 from cachekit.errors import InvalidRequest
 from cachekit.model import StoreAddress, VerifyReport
+from cachekit.trust import TrustMode
 
 __all__ = ["verify"]
 
 #: Exit codes by verdict, worst first.
-_CODES = {"damaged": 4, "unsafe": 4, "unsupported": 4, "unreadable": 9, "missing": 3}
+_CODES = {
+    "damaged": 4,
+    "forged": 4,
+    "unsafe": 4,
+    "unsupported": 4,
+    "untrusted": 4,
+    "unreadable": 9,
+    "missing": 3,
+}
 
 
 @click.command(short_help="Check entries or archive files, as deep as you like.")
@@ -29,13 +38,21 @@ _CODES = {"damaged": 4, "unsafe": 4, "unsupported": 4, "unreadable": 9, "missing
     show_default=True,
     help="How far up the ladder: seal (milliseconds), index, frames (speed of sha256), contents (all).",
 )
+@trust_option
 @json_option
 @common
-def verify(names: tuple[str, ...], store: StoreAddress, every: bool, depth: str, as_json: bool) -> int:
+def verify(
+    names: tuple[str, ...],
+    store: StoreAddress,
+    every: bool,
+    depth: str,
+    trust: TrustMode | None,
+    as_json: bool,
+) -> int:
     """Check that entries are whole. An archive file is checked without its store. Nothing is changed.
 
-    A name that is a key of the store means that entry, else it means a file. Exit 0 if all are whole, 4 if one is
-    damaged or unsafe, 9 if one cannot be read, 3 if one is missing.
+    A name that is a key of the store means that entry, else it means a file. Exit 0 if all are whole (with --trust
+    hmac: and signed with one of your keys), 4 if one is not, 9 if one cannot be read, 3 if one is missing.
 
     \b
     Examples:
@@ -45,7 +62,8 @@ def verify(names: tuple[str, ...], store: StoreAddress, every: bool, depth: str,
     if not names and not every:
         raise InvalidRequest("nothing to verify was given", hint="name keys or files, or pass --all")
     progress = ProgressBar("verifying")
-    request = VerifyRequest(list(names), store, every=every, depth=depth, progress=progress)  # type: ignore[arg-type]
+    address = with_trust(store, trust)
+    request = VerifyRequest(list(names), address, every=every, depth=depth, progress=progress)  # type: ignore[arg-type]
     reports = []
     for report in verify_archives(request):
         progress.close()
@@ -76,7 +94,8 @@ def _lines(report: VerifyReport) -> list[str]:
     name = printable(report.path if report.key is None else report.key)
     if report.ok:
         files = count(report.files, "file")
-        return [f"ok        {name}: {files}, {size(report.content_bytes)}, {report.seconds:.2f} s"]
+        signed = f", signed with key {report.key_id}" if report.signature == "valid" else ""
+        return [f"ok        {name}: {files}, {size(report.content_bytes)}, {report.seconds:.2f} s{signed}"]
     facts = {"path": report.path or None, **(report.error or {})}
     head = f"{report.verdict:<9} {name}: {printable(facts.get('message', ''))}"
     return [head, *details(facts, " " * 10, but=head)]

@@ -11,21 +11,25 @@ import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from cachekit.archive.alias import Alias
 from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.seal import Seal
 from cachekit.errors import CachekitError, Damaged, NoSpace, StoreUnavailable
 from cachekit.model import EntryIdentity, Key, StoreAddress, safe_prefix
 from cachekit.store import layout
+from cachekit.store.alias import adopt, link
 from cachekit.system.clock import now_ns
-from cachekit.system.files import open_directory
+from cachekit.system.files import remove_tree
 from cachekit.system.locks import try_lock
 from cachekit.system.publish import TempFile, sweep
 from cachekit.system.space import FreeSpace, free_space
 from cachekit.system.state import state_directory
+from cachekit.trust import Signed
 
 __all__ = ["Candidate", "DirectoryStore", "Saver", "file_name_of"]
 
@@ -41,13 +45,18 @@ def file_name_of(seal: Seal) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An entry file of the store: its seal, or the error that reading the seal gave."""
+    """An entry file of the store: its seal, or the error that reading the seal gave.
+
+    The seal is what the entry says of itself, whoever wrote it: ``trusted`` tells whether it may be used.
+    """
 
     path: bytes
     name: str
     size: int
     seal: Seal | None
     error: CachekitError | None
+    signed: Signed | None = None
+    trusted: bool = False
 
 
 @dataclass(slots=True)
@@ -58,13 +67,24 @@ class Saver:
     fd: int
 
 
+def _read_name(fd: int) -> str:
+    """Return the digest in a lock file; nothing of what is no file."""
+    with contextlib.suppress(OSError):
+        return os.pread(fd, 32, 0).decode("ascii", "replace")
+    return ""
+
+
 class DirectoryStore:
-    """One namespace of the store at an address. Opening makes nothing; ``prepare`` makes what a save needs."""
+    """One namespace of the store at an address. Opening makes nothing; ``prepare`` makes what a save needs.
+
+    ``trust`` is the policy for its entries: whoever opens one to use it passes it on to ``open_archive``.
+    """
 
     def __init__(self, address: StoreAddress | str) -> None:
         address = StoreAddress.of(address)
         self.path = os.path.abspath(os.path.expanduser(address.path))
         self.namespace = address.namespace
+        self.trust = address.trust.within(self.namespace.text)
         self._base = layout.base_of(self.path, self.namespace)
 
     def directory(self, name: str) -> str:
@@ -82,33 +102,40 @@ class DirectoryStore:
     def sweep(self) -> int:
         """Remove abandoned temporary files and old quarantined entries; return how many. Best effort, never raises."""
         removed = 0
-        with contextlib.suppress(OSError):
-            fd = open_directory(os.fsencode(self.directory("tmp")), follow=True)
-            try:
-                removed = sweep(fd)
-            finally:
-                os.close(fd)
-        with contextlib.suppress(OSError):
-            removed += self._sweep_quarantine()
+        with contextlib.suppress(OSError), self.part("tmp") as fd:
+            removed = sweep(fd)
+        with contextlib.suppress(OSError), self.part("quarantine") as fd:
+            removed += self._sweep_quarantine(fd)
         return removed
 
-    def _sweep_quarantine(self) -> int:
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[int]:
+        """Give a descriptor of one of the namespace's directories: what is made, moved or removed goes through it.
+
+        No link below the store's path is followed (``layout.open_part``). Raises OSError.
+        """
+        fd = layout.open_part(self.path, self.namespace, name)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _sweep_quarantine(self, fd: int) -> int:
         families: dict[str, list[tuple[int, str]]] = {}
-        with os.scandir(self.directory("quarantine")) as entries:
+        with os.scandir(fd) as entries:
             for entry in entries:
                 family = re.sub(r"-[^-]*$", "", entry.name.rpartition(".tar.zst")[0].rpartition("-")[0])
                 families.setdefault(family, []).append(
-                    (entry.stat(follow_symlinks=False).st_ctime_ns, entry.path)
+                    (entry.stat(follow_symlinks=False).st_ctime_ns, entry.name)
                 )
         oldest = now_ns() - _QUARANTINE_NS
         removed = 0
         for items in families.values():
             items.sort(reverse=True)
-            for number, (set_aside_ns, path) in enumerate(items):
+            for number, (set_aside_ns, name) in enumerate(items):
                 if number >= _QUARANTINE_PER_FAMILY or set_aside_ns < oldest:
                     with contextlib.suppress(OSError):
-                        os.unlink(path)
-                        removed += 1
+                        removed += bool(remove_tree(os.fsencode(name), dir_fd=fd))
         return removed
 
     @contextlib.contextmanager
@@ -130,6 +157,13 @@ class DirectoryStore:
                 path=self.path,
                 have=space.available if space else None,
                 errno=error.errno,
+            )
+        if isinstance(error, layout.MisplacedPart):
+            return StoreUnavailable(
+                f"cannot {what} the store: what should be a directory of it is a link, or a file",
+                path=error.filename,
+                errno=error.errno,
+                hint="cachekit makes no links there: find out who did before removing it",
             )
         hint = "check that the directory exists and that you may write to it, or choose another with --store"
         return StoreUnavailable(
@@ -164,8 +198,9 @@ class DirectoryStore:
     def entries(self, prefix: str = "") -> list[Candidate]:
         """Return all entries whose key begins with ``prefix``, by name. Raises StoreUnavailable."""
         try:
-            names = sorted(os.listdir(self.directory("entries")))
-        except (FileNotFoundError, NotADirectoryError):
+            with self.part("entries") as fd:
+                names = sorted(os.listdir(fd))
+        except FileNotFoundError:
             return []
         except OSError as error:
             raise self.explain(error, "read") from None
@@ -181,24 +216,31 @@ class DirectoryStore:
         return found
 
     def look(self, name: str) -> Candidate | None:
-        """Read the seal of the entry file ``name``; None if there is no such file."""
+        """Read the seal of the entry file ``name``, also of one that is not trusted; None if there is no such file."""
         path = self.entry_path(name)
         size = 0
         try:
-            with open_archive(path) as archive:
+            with open_archive(path, self.trust.for_looking()) as archive:
                 size = archive.size
-                self.check_filing(archive, name)
-                return Candidate(path, name, size, archive.seal, None)
+                vouched = self.check_filing(archive, name)
+                signed = archive.signed
+                trusted = not self.trust.required or {signed.standing, vouched.standing} == {"valid"}
+                return Candidate(path, name, size, archive.seal, None, signed, trusted)
         except FileNotFoundError:
             return None
         except CachekitError as error:
             return Candidate(path, name, size, None, error)
 
-    @staticmethod
-    def check_filing(archive: Archive, name: str) -> None:
-        """Raise Damaged if the entry is not the one that its file name stands for."""
+    def check_filing(self, archive: Archive, name: str) -> Signed:
+        """Raise Damaged if the entry is not the one that its file name stands for.
+
+        An entry that an alias vouches for takes that key on. Return who signed what says so: the entry or the alias.
+        """
         expected = file_name_of(archive.seal)
         if expected != name:
+            signed = adopt(archive, self.path, self.namespace, name)
+            if signed is not None:
+                return signed
             raise Damaged(
                 "the entry is filed under another entry's name",
                 path=archive.path,
@@ -206,17 +248,28 @@ class DirectoryStore:
                 expected=expected,
                 found=name,
             )
+        return archive.signed
+
+    def link(
+        self, archive: Archive, identity: EntryIdentity, family: str, *, replace: bool
+    ) -> Literal["published", "exists", "impossible"]:
+        """Serve an opened entry of this namespace under a further key as well (see ``alias.link``).
+
+        Raises StoreUnavailable, NoSpace.
+        """
+        alias = Alias(identity.key.text, family, now_ns(), archive.seal.identity)
+        with self._trouble("publish in"):
+            return link(archive, identity, alias, self.trust, self.path, self.namespace, replace=replace)
 
     def mark_used(self, name: str) -> None:
         """Note that the entry was used now: the mtime of ``used/<entry>``. Best effort."""
-        with contextlib.suppress(OSError):
-            fd = os.open(
-                os.path.join(self.directory("used"), name),
-                os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
-                0o660,
-            )
+        with contextlib.suppress(OSError), self.part("used") as directory:
+            # O_NONBLOCK: a fifo in its place must not make us wait.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(name, flags, 0o660, dir_fd=directory)
             try:
-                os.utime(fd)
+                if os.fstat(fd).st_nlink == 1:  # else it is somebody's file that was linked here
+                    os.utime(fd)
             finally:
                 os.close(fd)
 
@@ -229,15 +282,17 @@ class DirectoryStore:
         Keys share 256 lock files. A stripe that another key's saver holds means "unlocked": two savers of one key are
         harmless, so nobody waits for a stranger.
         """
-        path = os.path.join(self.directory("locks"), identity.digest[:2])
-        with self._trouble("lock"):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+        with self._trouble("lock"), self.part("locks") as locks:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(identity.digest[:2], flags, 0o660, dir_fd=locks)
         try:
             if try_lock(fd):
+                # With a second name it is somebody's file that was linked here to be overwritten.
                 with contextlib.suppress(OSError):  # a full disk: then waiters see no name and do not wait
-                    os.pwrite(fd, identity.digest.encode(), 0)
+                    if os.fstat(fd).st_nlink == 1:
+                        os.pwrite(fd, identity.digest.encode(), 0)
                 yield Saver("held", fd)
-            elif os.pread(fd, 32, 0).decode("ascii", "replace") == identity.digest:
+            elif _read_name(fd) == identity.digest:
                 yield Saver("busy", fd)
             else:
                 yield Saver("unlocked", fd)
@@ -249,7 +304,7 @@ class DirectoryStore:
     def temporary(self, identity: EntryIdentity) -> Iterator[TempFile]:
         """Give a temporary file for a new entry, removed unless published. Raises StoreUnavailable, NoSpace."""
         with self._trouble("write to"):
-            fd = open_directory(os.fsencode(self.directory("tmp")), follow=True)
+            fd = layout.open_part(self.path, self.namespace, "tmp")
         try:
             with self._trouble("write to"):
                 temp = TempFile(fd, identity.digest)
@@ -262,27 +317,27 @@ class DirectoryStore:
         self, temp: TempFile, identity: EntryIdentity, *, replace: bool
     ) -> Literal["published", "exists"]:
         """Give a finished temporary file its name. "exists": another whole entry has it. Raises StoreUnavailable."""
-        with self._trouble("publish in"):
-            fd = open_directory(os.fsencode(self.directory("entries")), follow=True)
-            try:
-                return temp.publish(identity.file_name, fd, replace=replace)
-            finally:
-                os.close(fd)
+        with self._trouble("publish in"), self.part("entries") as fd:
+            return temp.publish(identity.file_name, fd, replace=replace)
 
     # Setting aside
 
-    def set_aside(self, path: bytes, identity: tuple[int, int]) -> bool:
+    def set_aside(self, path: bytes, identity: tuple[int, int] | None) -> bool:
         """Move a damaged entry to quarantine, if its name still leads to the file that was read.
 
-        ``identity`` is the (device, inode) of what was read. On a read-only store the file goes on a deny list of this
-        user instead. Return True if it will not be served again.
+        ``identity`` is the (device, inode) of what was read; None for what could not be opened because it is no file,
+        and is moved only if that is still so. On a read-only store the file goes on a deny list of this user instead.
+        Return True if it will not be served again.
         """
         try:
-            info = os.lstat(path)
-            if (info.st_dev, info.st_ino) != identity:
-                return True  # replaced in the meantime: the damaged one is gone already
             name = os.path.basename(os.fsdecode(path))
-            os.rename(path, os.path.join(self.directory("quarantine"), f"{name}.{now_ns()}"))  # noqa: TID251 - a move
+            with self.part("entries") as entries, self.part("quarantine") as aside:
+                info = os.lstat(name, dir_fd=entries)
+                if identity is None and stat.S_ISREG(info.st_mode):
+                    return False
+                if identity not in {None, (info.st_dev, info.st_ino)}:
+                    return True  # replaced in the meantime: the damaged one is gone already
+                os.rename(name, f"{name}.{now_ns()}", src_dir_fd=entries, dst_dir_fd=aside)  # noqa: TID251 - a move
         except FileNotFoundError:
             return not os.path.lexists(path)
         except OSError as error:
@@ -314,7 +369,7 @@ class DirectoryStore:
     def quarantined(self) -> list[tuple[str, int, int]]:
         """Return (file name, bytes, set aside at, in ns) of the entries in quarantine."""
         try:
-            with os.scandir(self.directory("quarantine")) as entries:
+            with self.part("quarantine") as fd, os.scandir(fd) as entries:
                 found = [(e.name, e.stat(follow_symlinks=False)) for e in entries]
         except OSError:
             return []

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 
 from cachekit.errors import InvalidRequest
 from cachekit.model import STORE_DIRECTORIES, Namespace
+from cachekit.system.files import open_directory
 
-__all__ = ["ENTRY_NAME", "STRIPES", "VERSION", "base_of", "create", "default_store", "namespaces"]
+__all__ = [
+    "ENTRY_NAME",
+    "STRIPES",
+    "VERSION",
+    "MisplacedPart",
+    "base_of",
+    "create",
+    "default_store",
+    "namespaces",
+    "open_part",
+]
 
 VERSION = "v1"
 STRIPES = 256
@@ -35,6 +47,35 @@ def base_of(path: str, namespace: Namespace) -> str:
     return os.path.join(path, VERSION, *namespace.text.split("/"))
 
 
+class MisplacedPart(OSError):
+    """What should be a directory of the store is a link, or a file; ``filename`` says which."""
+
+
+def open_part(path: str, namespace: Namespace, name: str, *, make: bool = False) -> int:
+    """Open a directory of a namespace and return its descriptor; with ``make``, make what is missing, each 0750.
+
+    The store's own path may lead over links. Below it none is followed: whoever may write the store could make one, to
+    have files made, moved or removed elsewhere in our name. Raises MisplacedPart, OSError.
+    """
+    if make:
+        os.makedirs(path, mode=0o750, exist_ok=True)
+    fd = open_directory(os.fsencode(path), follow=True)
+    for part in (VERSION, *namespace.text.split("/"), *([name] if name else [])):
+        try:
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o750, dir_fd=fd)
+            below = open_directory(os.fsencode(part), dir_fd=fd)
+        except OSError as error:
+            if error.errno in {errno.ENOTDIR, errno.ELOOP}:
+                raise MisplacedPart(error.errno, error.strerror, os.path.join(path, part)) from None
+            raise
+        finally:
+            os.close(fd)
+        fd, path = below, os.path.join(path, part)
+    return fd
+
+
 def namespaces(path: str) -> list[Namespace]:
     """Return the namespaces of the store at ``path`` that have been made, scopes included, by name. Raises OSError."""
     found: list[Namespace] = []
@@ -58,20 +99,19 @@ def create(path: str, namespace: Namespace) -> None:
     base = base_of(path, namespace)
     if os.path.exists(os.path.join(base, "locks", "store")):
         return
-    os.makedirs(os.path.join(path, VERSION), mode=0o750, exist_ok=True)
-    place = os.path.join(path, VERSION)
-    for part in namespace.text.split("/"):
-        place = os.path.join(place, part)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(place, 0o750)
+    os.close(open_part(path, namespace, "", make=True))
     with (
         contextlib.suppress(FileExistsError),
         open(os.path.join(path, "CACHEDIR.TAG"), "x", encoding="ascii") as file,
     ):
         file.write(_TAG)
     for name in STORE_DIRECTORIES:
-        os.makedirs(os.path.join(base, name), mode=0o750, exist_ok=True)
+        os.close(open_part(path, namespace, name, make=True))
     # Made once, with the store, and never removed: a lock file that comes and goes can be held by two.
-    for name in [f"{number:02x}" for number in range(STRIPES)] + ["store"]:
-        fd = os.open(os.path.join(base, "locks", name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o660)
-        os.close(fd)
+    locks = open_part(path, namespace, "locks")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        for name in [f"{number:02x}" for number in range(STRIPES)] + ["store"]:
+            os.close(os.open(name, flags, 0o660, dir_fd=locks))
+    finally:
+        os.close(locks)

@@ -139,14 +139,14 @@ def fsync_directory(fd: int) -> None:
             raise
 
 
-def replace_file(name: str, data: bytes, dir_fd: int) -> None:
+def replace_file(name: str, data: bytes, dir_fd: int, *, mode: int = 0o600) -> None:
     """Write a small file so that its name leads to the old or the new content at every moment, durably.
 
     A kill may leave ``.<name>.new``; one process at a time may replace a name.
     """
     temporary = f".{name}.new"
     fd = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=dir_fd
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=dir_fd
     )
     try:
         try:

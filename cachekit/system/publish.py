@@ -19,7 +19,7 @@ from cachekit.system.native import preallocate
 from cachekit.system.space import flock_excludes
 from cachekit.system.steps import step
 
-__all__ = ["TempFile", "sweep"]
+__all__ = ["TempFile", "link_as", "sweep", "temporary_name"]
 
 #: Where flock proves nothing (another host may hold it), a file that did not grow for this long is abandoned.
 ABANDONED_SECONDS = 24 * 3600
@@ -27,6 +27,16 @@ _SUFFIX = ".part"
 #: The least that is reserved in one piece.
 _PIECE = 1 << 20
 _CLAIM = ".claim"
+
+
+def temporary_name(label: str) -> str:
+    """Return a random name for a temporary file of this process, which ``sweep`` knows as one."""
+    return f"{label}.{os.urandom(8).hex()}.{process.current()}{_SUFFIX}"
+
+
+def link_as(name: bytes | str, new_name: bytes | str, source_fd: int, target_fd: int) -> None:
+    """Give a file another name as well. Raises FileExistsError, OSError where that is not possible or not allowed."""
+    os.link(name, new_name, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
 
 
 class TempFile:
@@ -40,7 +50,7 @@ class TempFile:
         self._directory_fd = directory_fd
         self._published = False
         while True:
-            self.name = f"{label}.{os.urandom(8).hex()}.{process.current()}{_SUFFIX}"
+            self.name = temporary_name(label)
             self.fd = os.open(
                 self.name,
                 os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW,

@@ -11,6 +11,7 @@ import pytest
 from tests.support.archives import save_tree
 from tests.support.processes import clean_environment
 from tests.support.samples import MIB, package_tree, sample_tree
+from tests.support.signing import signed_store
 from tests.support.surgery import Anatomy, anatomy
 from tests.support.trees import make_tree
 
@@ -46,6 +47,15 @@ def sample(tmp_path_factory: pytest.TempPathFactory, _private_state: None) -> Wh
     """A small entry with every kind of member."""
     base = tmp_path_factory.mktemp("sample")
     return _whole(base, sample_tree(base / "tree"))
+
+
+@pytest.fixture(scope="session")
+def signed(tmp_path_factory: pytest.TempPathFactory, _private_state: None) -> Whole:
+    """A small entry with every kind of member, signed with the key of `tests.support.signing`."""
+    base = tmp_path_factory.mktemp("signed")
+    tree = sample_tree(base / "tree")
+    path = save_tree(signed_store(base / "store"), tree)
+    return Whole(tree, path, path.read_bytes(), anatomy(path))
 
 
 @pytest.fixture(scope="session")

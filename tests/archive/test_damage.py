@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from cachekit.archive.extract import check_contents, check_frames
 from cachekit.archive.read import open_archive
 from cachekit.errors import Damaged, Refused
+from cachekit.trust import ANYONE
 from tests.support.archives import file_entry, restore_tree, save_tree
 from tests.support.samples import sample_tree
 from tests.support.snapshots import unchanged
@@ -33,7 +34,7 @@ FLIPS = 2_000
 
 def refused(path: Path, workers: int = 0) -> Damaged:
     """Verify the whole file, which must be refused as damaged."""
-    with pytest.raises(Damaged) as refusal, open_archive(bytes(path)) as archive:
+    with pytest.raises(Damaged) as refusal, open_archive(bytes(path), ANYONE) as archive:
         check_contents(archive, workers)
     return refusal.value
 
@@ -76,7 +77,7 @@ def test_every_bit_of_the_last_bytes_counts(sample: Whole, tmp_path: Path) -> No
             path.write_bytes(flip(sample.data, offset, bit))
             refused(path)
             if offset not in rows:  # all but the rows is for the seal alone to find out, without the index
-                with pytest.raises(Damaged), open_archive(bytes(path)) as archive:
+                with pytest.raises(Damaged), open_archive(bytes(path), ANYONE) as archive:
                     _ = archive.seal
 
 
@@ -89,7 +90,7 @@ def test_a_wrong_byte_is_found_where_it_is(packages: Whole, tmp_path: Path) -> N
             assert (error.rung, error.fields["frame"]) == ("frames", number)
             assert error.fields["offset"] == start
             assert error.path == bytes(path)
-        with pytest.raises(Damaged, match=f"frame {number} "), open_archive(bytes(path)) as archive:
+        with pytest.raises(Damaged, match=f"frame {number} "), open_archive(bytes(path), ANYONE) as archive:
             check_frames(archive, 2)
 
 
@@ -215,7 +216,7 @@ def test_any_bytes_are_refused(data: bytes, tmp_path_factory: pytest.TempPathFac
     """Any byte string given as an archive is refused, with nothing but a refusal."""
     path = tmp_path_factory.getbasetemp() / "any-bytes"
     path.write_bytes(data)
-    with pytest.raises(Refused), open_archive(bytes(path)) as archive:
+    with pytest.raises(Refused), open_archive(bytes(path), ANYONE) as archive:
         check_contents(archive, 0)
 
 
@@ -232,5 +233,5 @@ def test_any_bytes_put_over_an_entry_are_refused(
     path.write_bytes(altered)
     if altered == sample.data:
         return
-    with pytest.raises(Refused), open_archive(bytes(path)) as archive:
+    with pytest.raises(Refused), open_archive(bytes(path), ANYONE) as archive:
         check_contents(archive, 0)

@@ -13,6 +13,7 @@ import pytest
 from cachekit.archive.extract import check_contents
 from cachekit.archive.read import open_archive
 from cachekit.errors import Damaged
+from cachekit.trust import ANYONE
 from tests.support.archives import KEY, entry_path, file_entry, quarantined, restore_tree
 from tests.support.cli import Cli
 from tests.support.samples import sample_tree
@@ -39,7 +40,7 @@ def refuse_all(path: Path, cuts: list[int]) -> None:
     """Cut the copy at `path` shorter and shorter; each time it must be refused as damaged."""
     for cut in sorted(cuts, reverse=True):
         os.truncate(path, cut)
-        with pytest.raises(Damaged) as refusal, open_archive(bytes(path)) as archive:
+        with pytest.raises(Damaged) as refusal, open_archive(bytes(path), ANYONE) as archive:
             check_contents(archive, 0)
         assert refusal.value.rung in {"seal", "index"}, f"cut at {cut}: seen only at {refusal.value.rung}"
         assert refusal.value.path == bytes(path)
@@ -116,7 +117,7 @@ def test_a_file_cut_while_it_is_being_read_is_refused(packages: Whole, tmp_path:
     path = Path(shutil.copy(packages.path, tmp_path))
     for cut in (packages.parts.frames[1] + 1, packages.parts.index + 1, packages.parts.seal - 1, 0):
         shutil.copy(packages.path, path)
-        with open_archive(bytes(path)) as archive:
+        with open_archive(bytes(path), ANYONE) as archive:
             assert archive.seal.key == KEY
             os.truncate(path, cut)
             with pytest.raises(Damaged, match="shorter"):

@@ -201,11 +201,11 @@ def test_in_place_is_refused_before_the_first_change(tmp_path: Path, cli: Cli) -
 @requires("btrfs_quota")
 def test_a_restore_in_place_that_fails_says_so(tmp_path: Path, cli: Cli) -> None:
     """When the disk fills up in the middle, the message does not claim the old tree; the next run completes it."""
-    new = tree_at(tmp_path, random_files(12, MIB, seed=5))
+    new = tree_at(tmp_path, random_files(48, MIB, seed=5))
     store = tmp_path / "store"
     saved(store, tmp_path, "k-1")
     with filesystems.btrfs() as disk:
-        root = disk.quota(10 * MIB)
+        root = disk.quota(40 * MIB)
         command = ("restore", "--store", store, "--key", "k-1", "--root", root, "tree", "--in-place")
         failed = cli(*command).expect(5)
         assert "as it was" not in failed.stderr

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +44,10 @@ from cachekit.archive.read import open_archive
 from cachekit.archive.seal import Seal
 from cachekit.cache.restore import RestoreRequest, restore
 from cachekit.cache.save import SaveRequest, save
-from cachekit.model import EntryIdentity, Key, RestoreReport, Target
+from cachekit.model import EntryIdentity, Key, RestoreReport, StoreAddress, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import this_platform
+from cachekit.trust import ANYONE
 
 KEY = "attack-1"
 
@@ -98,7 +100,7 @@ class Entry:
     @classmethod
     def read(cls, path: Path) -> Entry:
         """Take a real entry apart."""
-        with open_archive(bytes(path)) as archive:
+        with open_archive(bytes(path), ANYONE) as archive:
             index = archive.index
             frames = [
                 zstandard.ZstdDecompressor().decompress(archive.frame(number))
@@ -266,14 +268,22 @@ def quarantined(store: Path) -> list[str]:
     return [name for name, _, _ in DirectoryStore(str(store)).quarantined()]
 
 
-def save_tree(store: Path, root: Path, *paths: str, key: str = KEY, **more: Any) -> Path:
+def save_tree(store: Path | StoreAddress, root: Path, *paths: str, key: str = KEY, **more: Any) -> Path:
     """Save paths below `root` (the tree itself, as ".", if none is given) and return the entry's file."""
-    request = SaveRequest(key=key, paths=list(paths) or ["."], store=str(store), root=str(root), **more)
+    address = _address(store)
+    request = SaveRequest(key=key, paths=list(paths) or ["."], store=address, root=str(root), **more)
     assert save(request).status == "saved"
-    return entry_path(store, key)
+    name = EntryIdentity(Key(key), this_platform()).file_name
+    return Path(os.fsdecode(DirectoryStore(address).entry_path(name)))
 
 
-def restore_tree(store: Path, root: Path, *paths: str, key: str = KEY, **more: Any) -> RestoreReport:
+def restore_tree(
+    store: Path | StoreAddress, root: Path, *paths: str, key: str = KEY, **more: Any
+) -> RestoreReport:
     """Restore an entry's paths below `root`, which need not exist."""
     root.mkdir(exist_ok=True)
-    return restore(RestoreRequest(key=key, store=str(store), root=str(root), paths=list(paths), **more))
+    return restore(RestoreRequest(key=key, store=_address(store), root=str(root), paths=list(paths), **more))
+
+
+def _address(store: Path | StoreAddress) -> StoreAddress:
+    return store if isinstance(store, StoreAddress) else StoreAddress(str(store))

@@ -10,6 +10,7 @@ import pytest
 from cachekit.archive.extract import check_contents
 from cachekit.archive.read import open_archive
 from cachekit.errors import Refused, Unsafe
+from cachekit.trust import ANYONE
 from tests.support.archives import Member, directory, file_entry, restore_tree
 from tests.support.snapshots import unchanged
 
@@ -28,7 +29,7 @@ def refuse(place: Path, data: bytes, message: str, kind: type[Refused] = Unsafe)
     with unchanged(root / "tree", place / "victim"):
         for mode in ("merge", "replace", "in-place"):
             path = file_entry(store, data)
-            with pytest.raises(kind, match=message), open_archive(bytes(path)) as archive:
+            with pytest.raises(kind, match=message), open_archive(bytes(path), ANYONE) as archive:
                 check_contents(archive, 0)
             report = restore_tree(store, place / "root", mode=mode, all_targets=True)
             assert report.status == "refused"

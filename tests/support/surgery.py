@@ -9,6 +9,7 @@ from pathlib import Path
 from cachekit.archive import seal
 from cachekit.archive.format import SEAL_TRAILER, SEEK_FOOTER, SKIPPABLE_HEADER
 from cachekit.archive.read import open_archive
+from cachekit.trust import ANYONE
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Anatomy:
     index: int
     seal: int
     json: int
+    auth: int
+    """Where signatures are, or would be."""
     trailer: int
     seek_table: int
     footer: int
@@ -29,13 +32,13 @@ class Anatomy:
         """Every place where one structure ends and the next begins."""
         for number, offset in enumerate(self.frames):
             yield f"frame {number}", offset
-        for name in ("index", "seal", "json", "trailer", "seek_table", "footer", "size"):
+        for name in ("index", "seal", "json", "auth", "trailer", "seek_table", "footer", "size"):
             yield name, getattr(self, name)
 
 
 def anatomy(path: Path) -> Anatomy:
     """Find the parts of a whole entry file."""
-    with open_archive(bytes(path)) as archive:
+    with open_archive(bytes(path), ANYONE) as archive:
         facts = archive.seal
         tail = seal.parse_tail(archive.size, archive.read)
         return Anatomy(
@@ -43,6 +46,7 @@ def anatomy(path: Path) -> Anatomy:
             index=facts.data_bytes,
             seal=tail.seal_offset,
             json=tail.seal_offset + SKIPPABLE_HEADER.size,
+            auth=tail.seal_offset + SKIPPABLE_HEADER.size + len(tail.json),
             trailer=tail.seek_table_offset - SEAL_TRAILER.size,
             seek_table=tail.seek_table_offset,
             footer=archive.size - SEEK_FOOTER.size,

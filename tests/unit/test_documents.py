@@ -36,3 +36,15 @@ def test_docs_of_the_tests_are_docs_of_the_repository() -> None:
     script = COMMAND.split()[1]
     assert (PROJECT / script).samefile(Path(PROJECT, "docs", "generate.py"))
     assert re.fullmatch(r"python docs/\w+\.py", COMMAND)
+
+
+def test_the_threat_model_names_tests_that_exist() -> None:
+    """Every test that docs/threat-model.md names as its evidence is there."""
+    named = set(re.findall(r"`(test_\w+)`", (PROJECT / "docs" / "threat-model.md").read_text()))
+    there = {
+        name
+        for path in (PROJECT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert len(named) > 20
+    assert named <= there, named - there
