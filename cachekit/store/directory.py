@@ -19,7 +19,14 @@ from typing import Literal
 from cachekit.archive.alias import Alias
 from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.seal import Seal
-from cachekit.errors import CachekitError, Damaged, NoSpace, StoreUnavailable
+from cachekit.errors import (
+    CachekitError,
+    Damaged,
+    NoSpace,
+    StoreReadOnly,
+    StoreUnavailable,
+    StoreUntrusted,
+)
 from cachekit.model import EntryIdentity, Key, StoreAddress, safe_prefix
 from cachekit.store import layout
 from cachekit.store.alias import adopt, link
@@ -77,7 +84,9 @@ def _read_name(fd: int) -> str:
 class DirectoryStore:
     """One namespace of the store at an address. Opening makes nothing; ``prepare`` makes what a save needs.
 
-    ``trust`` is the policy for its entries: whoever opens one to use it passes it on to ``open_archive``.
+    ``trust`` is the policy for its entries: whoever opens one to use it passes it on to ``open_archive``. A store that
+    everybody may write to is not even opened, unless the address says so: raises StoreUntrusted. Of a read-only one
+    nothing is changed.
     """
 
     def __init__(self, address: StoreAddress | str) -> None:
@@ -85,7 +94,12 @@ class DirectoryStore:
         self.path = os.path.abspath(os.path.expanduser(address.path))
         self.namespace = address.namespace
         self.trust = address.trust.within(self.namespace.text)
+        self.read_only = address.read_only
+        self._open_to_all = address.open_to_all
         self._base = layout.base_of(self.path, self.namespace)
+        place = None if self._open_to_all else layout.open_to_all(self.path, self.namespace)
+        if place is not None:
+            raise StoreUntrusted("everybody may write to the store, and so may have changed it", path=place)
 
     def directory(self, name: str) -> str:
         return os.path.join(self._base, name)
@@ -94,7 +108,12 @@ class DirectoryStore:
         return os.fsencode(os.path.join(self._base, "entries", name))
 
     def prepare(self) -> None:
-        """Make the store if it is missing, and remove what killed savers left. Raises StoreUnavailable, NoSpace."""
+        """Make the store if it is missing, and remove what killed savers left.
+
+        Raises StoreUnavailable, StoreReadOnly, NoSpace.
+        """
+        if self.read_only:
+            raise StoreReadOnly("this job may not save: its store is read-only (--read-only)", path=self.path)
         with self._trouble("make"):
             layout.create(self.path, self.namespace)
         self.sweep()
@@ -102,6 +121,8 @@ class DirectoryStore:
     def sweep(self) -> int:
         """Remove abandoned temporary files and old quarantined entries; return how many. Best effort, never raises."""
         removed = 0
+        if self.read_only:
+            return removed
         with contextlib.suppress(OSError), self.part("tmp") as fd:
             removed = sweep(fd)
         with contextlib.suppress(OSError), self.part("quarantine") as fd:
@@ -235,7 +256,10 @@ class DirectoryStore:
         """Raise Damaged if the entry is not the one that its file name stands for.
 
         An entry that an alias vouches for takes that key on. Return who signed what says so: the entry or the alias.
+        Raises StoreUntrusted for a file that everybody may write to.
         """
+        if archive.open_to_all and not self._open_to_all:
+            raise StoreUntrusted("everybody may write to the entry, and so may change it", path=archive.path)
         expected = file_name_of(archive.seal)
         if expected != name:
             signed = adopt(archive, self.path, self.namespace, name)
@@ -263,6 +287,8 @@ class DirectoryStore:
 
     def mark_used(self, name: str) -> None:
         """Note that the entry was used now: the mtime of ``used/<entry>``. Best effort."""
+        if self.read_only:
+            return
         with contextlib.suppress(OSError), self.part("used") as directory:
             # O_NONBLOCK: a fifo in its place must not make us wait.
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -329,6 +355,8 @@ class DirectoryStore:
         and is moved only if that is still so. On a read-only store the file goes on a deny list of this user instead.
         Return True if it will not be served again.
         """
+        if self.read_only:
+            return self._deny(path)
         try:
             name = os.path.basename(os.fsdecode(path))
             with self.part("entries") as entries, self.part("quarantine") as aside:
