@@ -228,11 +228,13 @@ class LockTimeout(CachekitError):
 
 
 class GoalNotMet(CachekitError):
-    """A clean ended before enough was free. The report has what was done; ``short_by`` in bytes (or inodes)."""
+    """A clean or prune ended before enough was free. The report has what was done; ``short_by`` in bytes (or inodes,
+    entries).
+    """
 
     id = "goal-not-met"
     exit_code = 7
-    meaning = "The clean did what it may do and it was not enough; what remains is named."
+    meaning = "The clean or prune did what it may do and it was not enough; what remains is named."
     default_hint = "cachekit disk shows what fills the disk; a plan of your own may clean more"
 
 

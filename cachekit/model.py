@@ -29,7 +29,9 @@ __all__ = [
     "StoreAddress",
     "Target",
     "VerifyReport",
+    "format_duration",
     "format_size",
+    "parse_duration",
     "parse_size",
 ]
 
@@ -258,6 +260,39 @@ def format_size(value: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+_DURATION = re.compile(r"\s*([0-9]{1,9})(?:\.([0-9]{1,9}))?\s*([smhdw]?)\s*", re.IGNORECASE)
+_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that ``text`` means: ``30``, ``30s``, ``5m``, ``1.5h``, ``14d``, ``2w``. A day has 24 hours.
+
+    Raises InvalidRequest for anything else. The result is finite and not negative.
+    """
+    match = _DURATION.fullmatch(text)
+    if not match:
+        raise InvalidRequest(
+            f"{text!r} is not a duration", expected="a number with s, m, h, d or w", found=text
+        )
+    whole, fraction, unit = match.groups(default="")
+    return float(f"{whole}.{fraction or '0'}") * _UNIT_SECONDS[unit.lower()]
+
+
+def format_duration(seconds: float) -> str:
+    """Return seconds as people read them, in at most two units: ``0.3 s``, ``45 s``, ``2 min 5 s``, ``1 d 4 h``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    rest = round(seconds)
+    parts = []
+    for unit, length in (("d", 24 * 3600), ("h", 3600), ("min", 60), ("s", 1)):
+        number, rest = divmod(rest, length)
+        if number:
+            parts.append(f"{number} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
 
 
 SaveStatus = Literal["saved", "reused", "exists", "in-progress"]

@@ -23,7 +23,10 @@ __all__ = ["EntryLine", "Member", "find_archive", "list_entries", "manifest", "m
 
 @dataclass(frozen=True, slots=True)
 class EntryLine:
-    """One entry of a listing. ``problem`` is why its seal is refused; then most other fields are unknown."""
+    """One entry of a listing. ``problem`` is why its seal is refused; then most other fields are unknown.
+
+    ``used_ns``: its mark of last use, None if it has none.
+    """
 
     entry: str
     key: str | None
@@ -34,6 +37,8 @@ class EntryLine:
     created_ns: int
     targets: list[str]
     problem: str | None = None
+    used_ns: int | None = None
+    pinned: bool = False
     #: What its signature is worth (``trust.Standing``).
     signature: str | None = None
 
@@ -41,11 +46,16 @@ class EntryLine:
 def list_entries(store: StoreAddress | str, prefix: str = "") -> list[EntryLine]:
     """Return the entries whose key begins with ``prefix``, newest first. Raises StoreUnavailable."""
     lines = []
-    for candidate in DirectoryStore(store).candidates(prefix, None):
+    place = DirectoryStore(store)
+    used, pins = place.last_uses(), place.pins()
+    for candidate in place.candidates(prefix, None):
         seal = candidate.seal
+        marks = used.get(candidate.name), candidate.name in pins
         if seal is None:
             lines.append(
-                EntryLine(candidate.name, None, None, candidate.size, 0, 0, 0, [], str(candidate.error))
+                EntryLine(
+                    candidate.name, None, None, candidate.size, 0, 0, 0, [], str(candidate.error), *marks
+                )
             )
             continue
         lines.append(
@@ -58,6 +68,8 @@ def list_entries(store: StoreAddress | str, prefix: str = "") -> list[EntryLine]
                 seal.counts.get("files", 0) + seal.counts.get("hardlinks", 0),
                 seal.created_ns,
                 [str(target) for target in seal.targets],
+                None,
+                *marks,
                 signature=candidate.signed.standing if candidate.signed else None,
             )
         )

@@ -71,8 +71,14 @@ def look(
     options: WriteOptions,
     workers: int,
     record: Record | None = None,
+    *,
+    further_names: bool = False,
 ) -> Presence:
-    """Compare the entry's target with what is at the absolute path ``place``, by the target's record if it has one."""
+    """Compare the entry's target with what is at the absolute path ``place``, by the target's record if it has one.
+
+    A file with further names is read only with ``further_names``: else it is wrong, for to change it would change what
+    they lead to.
+    """
     index = archive.index
     count = len(index)
     rows = rows_of(archive, target)
@@ -86,7 +92,7 @@ def look(
     destination = Destination(target, -1)
     _directories(index, destination, place, options, presence)
     _links_by_text(index, destination, place, options, presence)
-    _by_content(archive, destination, place, options, presence, workers)
+    _by_content(archive, destination, place, options, presence, workers, further_names=further_names)
     _links_follow(index, presence)
     if _GONE in presence.states:
         presence.states = presence.states.replace(bytes([_GONE]), bytes([WRONG]))
@@ -311,10 +317,12 @@ def _by_content(
     options: WriteOptions,
     presence: Presence,
     workers: int,
+    *,
+    further_names: bool,
 ) -> None:
     """Read the files of which no record tells, on all cores."""
     unread = [row for row in presence.rows if presence.states[row] == _UNREAD]
-    reader = _Reader(archive, destination, place, options, unread)
+    reader = _Reader(archive, destination, place, options, unread, further_names=further_names)
     pool = open_pool(lambda: reader, 0 if len(unread) < _INLINE_ROWS else workers)
     try:
         batches = iter(range(0, len(unread), _BATCH))
@@ -341,10 +349,18 @@ class _Reader:
     """Handles the number of the first row of a batch; replies (number, states, inodes, ctimes)."""
 
     def __init__(
-        self, archive: Archive, destination: Destination, place: bytes, options: WriteOptions, rows: list[int]
+        self,
+        archive: Archive,
+        destination: Destination,
+        place: bytes,
+        options: WriteOptions,
+        rows: list[int],
+        *,
+        further_names: bool,
     ) -> None:
         self._index = archive.index
         self._destination, self._place, self._options, self._rows = destination, place, options, rows
+        self._further_names = further_names
         self._ordinals = archive.index.ordinals(frozenset({FILE})) if rows else array("I")
 
     def handle(self, begin: Any) -> Iterator[tuple[Any, ...]]:
@@ -369,8 +385,9 @@ class _Reader:
             return nothing
         try:
             info = os.fstat(fd)
-            # A file with further names would change under them too.
-            if not stat.S_ISREG(info.st_mode) or info.st_size != index.sizes[row] or info.st_nlink != 1:
+            if not stat.S_ISREG(info.st_mode) or info.st_size != index.sizes[row]:
+                return nothing
+            if info.st_nlink != 1 and not self._further_names:
                 return nothing
             ordinal = 16 * self._ordinals[row]
             if content_digest(fd, info.st_size) != index.contents[ordinal : ordinal + 16]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from cachekit.archive.format import FILE
 from cachekit.archive.unpack import WriteOptions
 from cachekit.archive.walk import Walk
-from cachekit.cache.present import look
+from cachekit.cache.present import RIGHT, look
 from cachekit.model import Target
 from cachekit.system.workers import worker_count
 
 __all__ = ["NothingChanged", "same_as_base"]
+
+#: What a walk knows of every member.
+_COLUMNS = ("paths", "kinds", "modes", "uids", "gids", "sizes", "mtimes", "links", "sparse")
 
 
 class NothingChanged(Exception):
@@ -24,18 +28,16 @@ def same_as_base(walk: Walk, places: dict[Target, bytes]) -> bool:
     if base is None:
         return False
     mine, theirs = walk.index, base.index
-    if (
-        walk.targets != base.archive.seal.targets
-        or mine.paths != theirs.paths
-        or mine.mtimes != theirs.mtimes
-        or mine.links != theirs.links
-        or mine.sparse != theirs.sparse
+    if walk.targets != base.archive.seal.targets or any(
+        getattr(mine, column) != getattr(theirs, column) for column in _COLUMNS
     ):
         return False
     if walk.layout.all_copied:
         return True
-    # With owners and all bits of the modes: what a save compares, a restore of somebody else need not.
+    # The rows are the same, so only contents are still in question.
     exact = WriteOptions(same_owner=True, keep_setuid=True)
-    return all(
-        look(base.archive, target, place, exact, worker_count()).complete for target, place in places.items()
-    )
+    for target, place in places.items():
+        presence = look(base.archive, target, place, exact, worker_count(), further_names=True)
+        if any(theirs.kinds[row] == FILE and presence.states[row] != RIGHT for row in presence.rows):
+            return False
+    return True

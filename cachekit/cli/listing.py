@@ -71,9 +71,11 @@ def _line(entry: EntryLine) -> str:
         "unknown-key": "  signed by an unknown key",
         "elsewhere": "  signed for elsewhere",
     }
+    used = f", used {_when(entry.used_ns)}" if entry.used_ns is not None else ""
+    facts = f"{printable(entry.platform)}{used}{', pinned' if entry.pinned else ''}"
     return (
         f"{_when(entry.created_ns)}  {size(entry.archive_bytes):>10}  {entry.files:>7} files  "
-        f"{printable(entry.key)}  ({printable(entry.platform)}){signed.get(entry.signature or '', '')}"
+        f"{printable(entry.key)}  ({facts}){signed.get(entry.signature or '', '')}"
     )
 
 

@@ -27,6 +27,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "show": ("cachekit.cli.listing", "show", "Show what an entry holds."),
     "config": ("cachekit.cli.config", "config", "Check or show the configuration."),
     "key": ("cachekit.cli.key", "key", "Print the key that a template gives."),
+    "prune": ("cachekit.cli.prune", "prune", "Remove entries until the store is inside its limits."),
+    "pin": ("cachekit.cli.pins", "pin", "Keep an entry whatever the limits of the store say."),
+    "unpin": ("cachekit.cli.pins", "unpin", "Let an entry be pruned again."),
+    "stats": ("cachekit.cli.stats", "stats", "Show hit rates, bytes and seconds by cache."),
     "recover": ("cachekit.cli.recover", "recover", "Finish or undo restores that were killed."),
     "plan": ("cachekit.cli.plan", "plan", "Show or check cleaning plans."),
     "clean": ("cachekit.cli.clean", "clean", "Free disk space by a staged plan, until a goal is met."),
@@ -81,7 +85,7 @@ def cli(ctx: click.Context, debug: bool) -> int:
     Exit codes:
       0  done: also a miss, and a damaged entry that was refused and set aside
       1  internal error                   6  lock timeout
-      2  wrong usage                      7  clean: the goal was not met
+      2  wrong usage                      7  clean, prune: goal not met
       3  miss, if asked to fail on it     8  source or target refuses
       4  refused: damaged, untrusted      9  store unavailable
       5  not enough space

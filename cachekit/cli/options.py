@@ -28,6 +28,7 @@ __all__ = [
     "store_option",
     "trust_of",
     "trust_option",
+    "whole_store_option",
     "with_trust",
 ]
 
@@ -102,12 +103,20 @@ def json_option(function: F) -> F:
 
 def store_option(function: F) -> F:
     """``--store``, ``--namespace``, ``--config``, ``--trust-store``: the command gets ``store``, a StoreAddress."""
+    return settings_option()(_with_address(function))
 
+
+def whole_store_option(function: F) -> F:
+    """As ``store_option`` without ``--namespace``, for commands that look at all of them."""
+    return settings_option(namespace=False)(_with_address(function))
+
+
+def _with_address(function: F) -> F:
     @functools.wraps(function)
     def command(*args: Any, settings: Settings, **options: Any) -> Any:
         return function(*args, store=settings.address(), **options)
 
-    return settings_option()(command)  # type: ignore[return-value]
+    return command  # type: ignore[return-value]
 
 
 def store_directory_option(function: F) -> F:

@@ -11,6 +11,7 @@ from cachekit.cache.restore import RestoreRequest
 from cachekit.cache.restore import restore as restore_entry
 from cachekit.cache.scoped import restore_scoped
 from cachekit.cli.caches import Asked, Result, asked_options, restore_key_option, run_each
+from cachekit.cli.events import failures, record_restore
 from cachekit.cli.options import (
     common,
     json_option,
@@ -146,12 +147,14 @@ def _restore_one(
         request = RestoreRequest(
             store=store, mode=mode, replace_extras=in_place and replace, progress=progress, **options
         )
-        report = restore_entry(request) if settings.scope is None else restore_scoped(request, base)
+        with failures("restore", request.key, store, cache.name if cache else None):
+            report = restore_entry(request) if settings.scope is None else restore_scoped(request, base)
     finally:
         progress.close()
     _tell(report, what.restore_keys, store.path)
     fields = {name: getattr(report, name) for name in RestoreReport.__slots__}
     code = _code(report, fail_on_miss=fail_on_miss, strict=strict)
+    record_restore(store, report, cache.name if cache else None)
     return Result({**fields, "cache_hit": report.status == "exact"}, code, _outputs(report, report.status))
 
 

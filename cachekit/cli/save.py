@@ -11,8 +11,10 @@ import click
 from cachekit.cache.config.model import Cache
 from cachekit.cache.save import SaveRequest
 from cachekit.cache.save import save as save_entry
+from cachekit.cli.budget import budget_from_environment
 from cachekit.cli.caches import Asked, Result, asked_options, run_each
 from cachekit.cli.cleaning import gone, rule_line
+from cachekit.cli.events import failures, record_save
 from cachekit.cli.options import (
     common,
     json_option,
@@ -26,6 +28,7 @@ from cachekit.cli.options import (
 )
 from cachekit.cli.outputs import warn
 from cachekit.cli.progress import ProgressBar
+from cachekit.cli.prune import after_save
 from cachekit.cli.render import count, printable, size
 from cachekit.cli.settings import Settings, settings_option
 from cachekit.errors import NoSpace
@@ -155,6 +158,9 @@ def _save_one(asked: Asked, cache: Cache | None, trust: TrustMode | None, option
     what = asked.resolve(cache)
     options |= {"key": what.key, "paths": what.paths, "root": what.root}
     file = asked.settings.configuration()
+    budget = budget_from_environment()
+    if budget.unlimited and file is not None:
+        budget = file.budget
     if options["level"] is None:
         levels = (cache and cache.level, file and file.level)
         options["level"] = next((level for level in levels if level is not None), _LEVEL)
@@ -166,12 +172,16 @@ def _save_one(asked: Asked, cache: Cache | None, trust: TrustMode | None, option
     maker = options["make_room"] = _maker(plan, options, progress) if make_room else None
     request = SaveRequest(progress=progress, **options)
     try:
-        report = _save(request, maker)
+        with failures("save", request.key, request.store, request.family):
+            report = _save(request, maker)
     finally:
         progress.close()
     for warning in report.warnings:
         warn(warning)
     click.echo(closing_line(report), err=True)
+    record_save(request.store, report, request.family)
+    if report.status == "saved":
+        after_save(request.store, report.entry, budget)
     return Result({**_fields(report), "ratio": round(report.ratio, 3)})
 
 

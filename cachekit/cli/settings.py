@@ -130,19 +130,19 @@ def store_directory() -> str:
         return default_store()
 
 
+_STORE = click.option(
+    "--store",
+    metavar="DIR",
+    show_default="$CACHEKIT_STORE, the configuration's or ~/.cache/cachekit",
+    help="Where the entries are kept.",
+)
+_NAMESPACE = click.option(
+    "--namespace",
+    metavar="NAME",
+    envvar="CACHEKIT_NAMESPACE",
+    help="The part of the store, like project/env.  [default: the configuration's or default]",
+)
 _OPTIONS = (
-    click.option(
-        "--store",
-        metavar="DIR",
-        show_default="$CACHEKIT_STORE, the configuration's or ~/.cache/cachekit",
-        help="Where the entries are kept.",
-    ),
-    click.option(
-        "--namespace",
-        metavar="NAME",
-        envvar="CACHEKIT_NAMESPACE",
-        help="The part of the store, like project/env.  [default: the configuration's or default]",
-    ),
     click.option(
         "--config",
         metavar="FILE",
@@ -173,12 +173,14 @@ _SCOPE_OPTIONS = (
 )
 
 
-def settings_option(*, scopes: bool = False) -> Callable[[F], F]:
+def settings_option(*, namespace: bool = True, scopes: bool = False) -> Callable[[F], F]:
     """``--store``, ``--namespace``, ``--config``, ``--trust-store``: the command gets ``settings``.
 
-    With ``scopes`` also ``--scope`` and ``--read-only``.
+    With ``scopes`` also ``--scope`` and ``--read-only``; without ``namespace`` for commands that look at all of them.
     """
-    names = ["store", "namespace", "config", "trust_store", *(["scope", "read_only"] if scopes else [])]
+    chosen = (_STORE, *([_NAMESPACE] if namespace else []), *_OPTIONS, *(_SCOPE_OPTIONS if scopes else ()))
+    names = ["store", "config", "trust_store", *(["namespace"] if namespace else [])]
+    names += ["scope", "read_only"] if scopes else []
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
@@ -192,7 +194,7 @@ def settings_option(*, scopes: bool = False) -> Callable[[F], F]:
             return function(*args, settings=Settings(**given), **options)
 
         decorated: Any = command
-        for option in reversed(_OPTIONS + (_SCOPE_OPTIONS if scopes else ())):
+        for option in reversed(chosen):
             decorated = option(decorated)
         return decorated  # type: ignore[no-any-return]
 

@@ -12,12 +12,15 @@ from cachekit.archive.format import MAX_ALIAS
 from cachekit.archive.read import Archive
 from cachekit.model import EntryIdentity, Key, Namespace
 from cachekit.store import layout
-from cachekit.system.files import fsync_directory, pread_exactly, replace_file
+from cachekit.system.clock import now_ns
+from cachekit.system.files import exists, fsync_directory, pread_exactly, replace_file
 from cachekit.system.publish import link_as, temporary_name
 from cachekit.system.steps import step
 from cachekit.trust import Signed, Trust
 
-__all__ = ["adopt", "link"]
+__all__ = ["adopt", "link", "sweep_aliases"]
+
+_KEPT_NS = 24 * 3600 * 1_000_000_000
 
 
 def adopt(archive: Archive, path: str, namespace: Namespace, name: str) -> Signed | None:
@@ -50,6 +53,18 @@ def adopt(archive: Archive, path: str, namespace: Namespace, name: str) -> Signe
         return None
     archive.file_as(alias.key, alias.family, alias.created_ns)
     return signed
+
+
+def sweep_aliases(entries: int, aliases: int) -> None:
+    """Remove aliases whose entry is gone, from open directories. Raises OSError.
+
+    Only what is a day old: an alias is written before its entry is there.
+    """
+    oldest = now_ns() - _KEPT_NS
+    for name in os.listdir(aliases):
+        with contextlib.suppress(FileNotFoundError):
+            if os.lstat(name, dir_fd=aliases).st_mtime_ns < oldest and not exists(name, dir_fd=entries):
+                os.unlink(name, dir_fd=aliases)
 
 
 def link(

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
-import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,20 +26,19 @@ from cachekit.errors import (
     StoreUntrusted,
 )
 from cachekit.model import EntryIdentity, Key, StoreAddress, safe_prefix
-from cachekit.store import layout
-from cachekit.store.alias import adopt, link
+from cachekit.retention.quarantine import outstayed
+from cachekit.store import denials, layout, pins, removal
+from cachekit.store.alias import adopt, link, sweep_aliases
 from cachekit.system.clock import now_ns
-from cachekit.system.files import remove_tree
+from cachekit.system.files import exists, remove_tree
 from cachekit.system.locks import try_lock
 from cachekit.system.publish import TempFile, sweep
 from cachekit.system.space import FreeSpace, free_space
-from cachekit.system.state import state_directory
+from cachekit.system.steps import step
 from cachekit.trust import Signed
 
 __all__ = ["Candidate", "DirectoryStore", "Saver", "file_name_of"]
 
-_QUARANTINE_NS = 7 * 24 * 3600 * 1_000_000_000
-_QUARANTINE_PER_FAMILY = 2
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -125,38 +122,34 @@ class DirectoryStore:
             return removed
         with contextlib.suppress(OSError), self.part("tmp") as fd:
             removed = sweep(fd)
+            with self.part("entries") as entries:
+                removed += removal.finish_removals(fd, entries, self.is_pinned)
         with contextlib.suppress(OSError), self.part("quarantine") as fd:
             removed += self._sweep_quarantine(fd)
         return removed
 
     @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[int]:
+    def part(self, name: str, *, make: bool = False) -> Iterator[int]:
         """Give a descriptor of one of the namespace's directories: what is made, moved or removed goes through it.
 
         No link below the store's path is followed (``layout.open_part``). Raises OSError.
         """
-        fd = layout.open_part(self.path, self.namespace, name)
+        fd = layout.open_part(self.path, self.namespace, name, make=make)
         try:
             yield fd
         finally:
             os.close(fd)
 
     def _sweep_quarantine(self, fd: int) -> int:
-        families: dict[str, list[tuple[int, str]]] = {}
         with os.scandir(fd) as entries:
-            for entry in entries:
-                family = re.sub(r"-[^-]*$", "", entry.name.rpartition(".tar.zst")[0].rpartition("-")[0])
-                families.setdefault(family, []).append(
-                    (entry.stat(follow_symlinks=False).st_ctime_ns, entry.name)
-                )
-        oldest = now_ns() - _QUARANTINE_NS
+            found = [
+                (entry.name, layout.family_of(entry.name), entry.stat(follow_symlinks=False).st_ctime_ns)
+                for entry in entries
+            ]
         removed = 0
-        for items in families.values():
-            items.sort(reverse=True)
-            for number, (set_aside_ns, name) in enumerate(items):
-                if number >= _QUARANTINE_PER_FAMILY or set_aside_ns < oldest:
-                    with contextlib.suppress(OSError):
-                        removed += bool(remove_tree(os.fsencode(name), dir_fd=fd))
+        for name in outstayed(found, now_ns()):
+            with contextlib.suppress(OSError):
+                removed += bool(remove_tree(os.fsencode(name), dir_fd=fd))
         return removed
 
     @contextlib.contextmanager
@@ -346,6 +339,134 @@ class DirectoryStore:
         with self._trouble("publish in"), self.part("entries") as fd:
             return temp.publish(identity.file_name, fd, replace=replace)
 
+    # Retention
+
+    def now(self) -> int:
+        """Return the time in ns that ages are counted to: the host's, or the store's own where that is earlier.
+
+        Marks of use carry the time of whoever keeps the files, on a shared filesystem the server's.
+        """
+        with contextlib.suppress(OSError), self.part("locks") as locks:
+            fd = os.open("store", os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=locks)
+            try:
+                os.utime(fd)
+                return min(now_ns(), os.fstat(fd).st_mtime_ns)
+            finally:
+                os.close(fd)
+        return now_ns()
+
+    @contextlib.contextmanager
+    def prune_lock(self) -> Iterator[bool]:
+        """Hold the right to prune for the time of a block; False if another process has it. Raises StoreUnavailable."""
+        with self._trouble("lock"), self.part("locks") as locks:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open("store", flags, 0o660, dir_fd=locks)
+        try:
+            yield try_lock(fd)
+        finally:
+            os.close(fd)
+
+    def files(self, name: Literal["entries", "quarantine"]) -> list[tuple[str, os.stat_result]]:
+        """Return the regular files of a directory with what they are, by name. Raises StoreUnavailable."""
+        found = []
+        try:
+            with self.part(name) as fd, os.scandir(fd) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        if entry.is_file(follow_symlinks=False):
+                            found.append((entry.name, entry.stat(follow_symlinks=False)))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self.explain(error, "read") from None
+        return sorted(found)
+
+    def last_uses(self) -> dict[str, int]:
+        """Return the marks of last use, in ns, by entry. Best effort: what cannot be read is left out."""
+        found = {}
+        with contextlib.suppress(OSError), self.part("used") as fd, os.scandir(fd) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    found[entry.name] = entry.stat(follow_symlinks=False).st_mtime_ns
+        return found
+
+    def pins(self) -> set[str]:
+        """Return the names of the entries that are pinned. Raises StoreUnavailable: a pin that is unknown is no pin."""
+        try:
+            with self.part("pinned") as fd:
+                return {name for name in os.listdir(fd) if layout.ENTRY_NAME.fullmatch(name)}
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise self.explain(error, "read") from None
+
+    def is_pinned(self, name: str) -> bool:
+        """Return True if the entry is pinned now. Raises OSError."""
+        try:
+            with self.part("pinned") as fd:
+                return exists(name, dir_fd=fd)
+        except FileNotFoundError:
+            return False
+
+    def pin(self, name: str) -> bool:
+        """Pin an entry: no budget removes it. False if there is no such entry. Raises StoreUnavailable, NoSpace."""
+        # Made if it is missing: stores from before there were pins have no directory for them.
+        with self._trouble("write to"), self.part("entries") as entries, self.part("pinned", make=True) as fd:
+            return pins.pin(name, fd, entries)
+
+    def unpin(self, name: str) -> bool:
+        """Take a pin away; False if there was none. Raises StoreUnavailable."""
+        try:
+            with self.part("pinned") as fd:
+                return pins.unpin(name, fd)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self.explain(error, "write to") from None
+
+    def remove(
+        self, name: str, planned: removal.FileIdentity, *, unused_since: int | None = None
+    ) -> removal.Outcome:
+        """Remove the entry ``name`` if it is the ``planned`` file, not pinned, and not used since ``unused_since``.
+
+        That is a time in ns. A save that replaces the entry meanwhile wins, and so does a pin; readers that have it
+        open finish. Raises OSError.
+        """
+        with self.part("entries") as entries, self.part("tmp") as tmp, self.part("used") as used:
+
+            def spare() -> bool:
+                if self.is_pinned(name):
+                    return True
+                with contextlib.suppress(OSError):
+                    marked = os.lstat(name, dir_fd=used).st_mtime_ns
+                    return unused_since is not None and marked > unused_since
+                return False
+
+            outcome = removal.remove_file(name, planned, entries, tmp, spare=spare)
+            if outcome == "removed":
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=used)
+                step("prune.unmarked")
+        return outcome
+
+    def remove_quarantined(self, name: str, planned: removal.FileIdentity) -> removal.Outcome:
+        """Remove a file from quarantine if it is the ``planned`` one; its name was given once. Raises OSError."""
+        with self.part("quarantine") as fd:
+            try:
+                if removal.FileIdentity.of(os.lstat(name, dir_fd=fd)) != planned:
+                    return "replaced"
+                os.unlink(name, dir_fd=fd)
+            except FileNotFoundError:
+                return "gone"
+        return "removed"
+
+    def sweep_marks(self) -> None:
+        """Remove marks of use and aliases without an entry, and make removals durable. Best effort."""
+        with contextlib.suppress(OSError), self.part("entries") as entries, self.part("used") as used:
+            removal.sweep_marks(entries, used)
+        with contextlib.suppress(OSError), self.part("entries") as entries, self.part("aliases") as aliases:
+            sweep_aliases(entries, aliases)
+
     # Setting aside
 
     def set_aside(self, path: bytes, identity: tuple[int, int] | None) -> bool:
@@ -356,7 +477,7 @@ class DirectoryStore:
         Return True if it will not be served again.
         """
         if self.read_only:
-            return self._deny(path)
+            return denials.deny(path)
         try:
             name = os.path.basename(os.fsdecode(path))
             with self.part("entries") as entries, self.part("quarantine") as aside:
@@ -369,30 +490,12 @@ class DirectoryStore:
         except FileNotFoundError:
             return not os.path.lexists(path)
         except OSError as error:
-            return error.errno in _READ_ONLY | {errno.ENOSPC, errno.EDQUOT} and self._deny(path)
+            return error.errno in _READ_ONLY | {errno.ENOSPC, errno.EDQUOT} and denials.deny(path)
         return True
-
-    def _deny_name(self, path: bytes) -> str | None:
-        with contextlib.suppress(OSError):
-            info = os.lstat(path)
-            facts = f"{info.st_dev} {info.st_ino} {info.st_size} {info.st_mtime_ns} ".encode() + path
-            return os.path.join(state_directory(), "denied", hashlib.sha256(facts).hexdigest()[:32])
-        return None
-
-    def _deny(self, path: bytes) -> bool:
-        name = self._deny_name(path)
-        if name is None:
-            return False
-        with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(name), mode=0o700, exist_ok=True)
-            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            return True
-        return False
 
     def denied(self, path: bytes) -> bool:
         """Return True if this very file was refused here before and could not be set aside."""
-        name = self._deny_name(path)
-        return name is not None and os.path.exists(name)
+        return denials.denied(path)
 
     def quarantined(self) -> list[tuple[str, int, int]]:
         """Return (file name, bytes, set aside at, in ns) of the entries in quarantine."""

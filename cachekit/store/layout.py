@@ -20,6 +20,7 @@ __all__ = [
     "base_of",
     "create",
     "default_store",
+    "family_of",
     "namespaces",
     "open_part",
     "open_to_all",
@@ -42,6 +43,13 @@ def default_store() -> str:
     if chosen:
         return chosen
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cachekit")
+
+
+def family_of(name: str) -> str:
+    """Return the family that the name of an entry file tells, also in quarantine: the key's safe characters up to its
+    last ``-``. For files whose seal cannot be asked.
+    """
+    return re.sub(r"-[^-]*$", "", name.rpartition(".tar.zst")[0].rpartition("-")[0])
 
 
 def base_of(path: str, namespace: Namespace) -> str:
@@ -94,8 +102,11 @@ def open_to_all(path: str, namespace: Namespace) -> str | None:
     return None
 
 
-def namespaces(path: str) -> list[Namespace]:
-    """Return the namespaces of the store at ``path`` that have been made, scopes included, by name. Raises OSError."""
+def namespaces(path: str, denied: list[str] | None = None) -> list[Namespace]:
+    """Return the namespaces of the store at ``path`` that have been made, scopes included, by name. Raises OSError.
+
+    Directories below it that may not be read are added to ``denied``, or raise PermissionError where that is None.
+    """
     found: list[Namespace] = []
     stack = [""]
     while stack:
@@ -104,6 +115,11 @@ def namespaces(path: str) -> list[Namespace]:
             with os.scandir(os.path.join(path, VERSION, name)) as entries:
                 below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError:
+            if denied is None or not name:
+                raise
+            denied.append(name)
             continue
         if name and "entries" in below:
             with contextlib.suppress(InvalidRequest):

@@ -15,11 +15,11 @@ from typing import Literal, Self
 from cachekit.system import process
 from cachekit.system.files import exists, fsync_directory, pwrite_all
 from cachekit.system.locks import try_lock
-from cachekit.system.native import preallocate
+from cachekit.system.native import preallocate, rename_noreplace
 from cachekit.system.space import flock_excludes
 from cachekit.system.steps import step
 
-__all__ = ["TempFile", "link_as", "sweep", "temporary_name"]
+__all__ = ["TempFile", "link_as", "put_back", "sweep", "temporary_name"]
 
 #: Where flock proves nothing (another host may hold it), a file that did not grow for this long is abandoned.
 ABANDONED_SECONDS = 24 * 3600
@@ -27,6 +27,8 @@ _SUFFIX = ".part"
 #: The least that is reserved in one piece.
 _PIECE = 1 << 20
 _CLAIM = ".claim"
+#: Errors that mean that this filesystem has no hard links (or no more for this file).
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK}
 
 
 def temporary_name(label: str) -> str:
@@ -132,7 +134,7 @@ class TempFile:
             if os.fstat(self.fd).st_nlink != 2:
                 return False
         except OSError as error:
-            if error.errno not in {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK}:
+            if error.errno not in _NO_LINKS:
                 raise
             return self._claim_and_rename(name, directory_fd)
         step("save.linked")
@@ -178,6 +180,36 @@ class TempFile:
         fd, self.fd = self.fd, -1
         with contextlib.suppress(OSError):  # what close can tell was asked for in finish
             os.close(fd)
+
+
+def put_back(aside: str, aside_fd: int, name: str, directory_fd: int) -> None:
+    """Give a file that was moved aside its name again, unless another file has it by now: then this one goes.
+
+    Raises OSError; FileNotFoundError if somebody else did it.
+    """
+    try:
+        os.link(aside, name, src_dir_fd=aside_fd, dst_dir_fd=directory_fd)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        try:
+            rename_noreplace(
+                os.fsencode(aside), os.fsencode(name), source_fd=aside_fd, target_fd=directory_fd
+            )
+            return
+        except FileExistsError:
+            pass
+        except OSError as missing:
+            if missing.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
+                raise
+            # Nothing left that tells and acts in one step. A save in between would be replaced by what it replaced.
+            if not exists(name, dir_fd=directory_fd):
+                os.rename(aside, name, src_dir_fd=aside_fd, dst_dir_fd=directory_fd)
+                return
+    step("prune.put-back")
+    os.unlink(aside, dir_fd=aside_fd)
 
 
 def sweep(directory_fd: int) -> int:

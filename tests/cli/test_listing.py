@@ -26,7 +26,7 @@ def test_ls(store: Here) -> None:
     """Entries are listed newest first, a line each on stdout, with a summary on stderr."""
     done = store("ls").expect()
     lines = done.stdout.splitlines()
-    assert [line.split()[-2] for line in lines] == ["pip-1", "npm-2", "npm-1"]
+    assert [line.split(" files  ")[1].split()[0] for line in lines] == ["pip-1", "npm-2", "npm-1"]
     assert done.stderr.startswith("3 entries, ")
     assert str(store.store) in done.stderr
 

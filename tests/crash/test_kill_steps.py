@@ -14,11 +14,14 @@ from tests.crash.scene import PLACES, Mode, Scene, assert_each_whole, content, d
 from tests.support.capabilities import requires
 from tests.support.snapshots import Snapshot, assert_same_tree
 
-STEPS = [step for step in steps.STEPS if not step.startswith("clean.")]  # those are in tests/removal
+#: Those of a clean are in tests/removal, those of a prune and of pins in tests/retention.
+STEPS = [step for step in steps.STEPS if not step.startswith(("clean.", "prune.", "pin."))]
 SAVE = [step for step in STEPS if step.startswith("save.")]
+LINK = [step for step in STEPS if step.startswith("link.")]
 SAVES = {
     "new key": SAVE,
     "--force": [step for step in SAVE if step != "save.temp-unlinked"],  # renamed over the old entry
+    "--skip-unchanged": LINK,
 }
 
 STAGING = [
@@ -50,7 +53,7 @@ IN_PLACE = [
     "restore.journal-committing",
     *END,
 ]
-MOVED = set(STEPS) - set(STAGING) - set(SAVE) - {"commit.journal-removed", "restore.cleaned"}
+MOVED = set(STEPS) - set(STAGING) - set(SAVE) - set(LINK) - {"commit.journal-removed", "restore.cleaned"}
 """Killed there, the target may be neither tree: a save must refuse it."""
 
 
@@ -121,7 +124,7 @@ def placed(scene: Scene, request: pytest.FixtureRequest) -> Iterator[Scene]:
 
 def test_every_step_is_killed_in_some_way() -> None:
     """The tables below leave out no step."""
-    assert {step for way in WAYS.values() for step in way.steps} | set(SAVE) == set(STEPS)
+    assert {step for way in WAYS.values() for step in way.steps} | set(SAVE) | set(LINK) == set(STEPS)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +135,8 @@ def test_a_killed_save_publishes_all_or_nothing(own_scene: Scene, kind: str, ste
     scene = own_scene
     force = kind == "--force"
     scene.restore(key="new")
-    key, more = ("old", ["--force"]) if force else ("third", [])
-    published = step in {"save.linked", "save.temp-unlinked", "save.published"}
+    key, more = ("old", ["--force"]) if force else ("third", [] if kind == "new key" else [kind])
+    published = step in {"save.linked", "save.temp-unlinked", "save.published", "link.linked"}
     scene.kill(step, "save", "--key", key, "tree", *more)
     if not force:
         scene.assert_store_whole()

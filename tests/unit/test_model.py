@@ -17,6 +17,8 @@ from cachekit.model import (
     Platform,
     SaveReport,
     Target,
+    format_duration,
+    parse_duration,
     parse_size,
     safe_characters,
     safe_prefix,
@@ -209,3 +211,61 @@ def test_ratio() -> None:
     report = SaveReport("saved", "k", "e", "p", content_bytes=300, archive_bytes=100)
     assert report.ratio == 3.0
     assert SaveReport("exists", "k", "e", "p").ratio == 0.0
+
+
+@given(
+    st.integers(0, 10**9 - 1),
+    st.sampled_from([("s", 1), ("m", 60), ("h", 3600), ("d", 86400), ("w", 604800)]),
+)
+def test_a_duration_is_a_number_and_a_unit(number: int, unit: tuple[str, int]) -> None:
+    """Units are s, m, h, d and w in either case; without one it is seconds."""
+    name, seconds = unit
+    assert (
+        parse_duration(f"{number}{name}") == parse_duration(f" {number} {name.upper()} ") == number * seconds
+    )
+    assert parse_duration(str(number)) == number
+
+
+@given(st.integers(0, 9999), st.integers(0, 999))
+def test_a_duration_may_have_a_fraction(whole: int, thousandths: int) -> None:
+    """Decimal fractions count, and are never an exponent."""
+    assert parse_duration(f"{whole}.{thousandths:03d}m") == pytest.approx(60 * (whole + thousandths / 1000))
+
+
+@given(st.text())
+def test_any_other_text_is_no_duration(text: str) -> None:
+    """Whatever text it is: a number of seconds that is finite and not negative, or refused with a sentence."""
+    try:
+        seconds = parse_duration(text)
+    except InvalidRequest:
+        return
+    assert 0 <= seconds < 1e15
+
+
+@pytest.mark.parametrize(
+    "text", ["", "m", "-5m", "+5", "5 minutes", "1h30m", "1e3", "nan", "inf", ".5h", "5.", "5mm", "٣m"]
+)
+def test_no_durations(text: str) -> None:
+    """Signs, words, exponents, sums and digits of other scripts are refused."""
+    with pytest.raises(InvalidRequest, match="is not a duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (0.26, "0.3 s"),
+        (9.94, "9.9 s"),
+        (45.4, "45 s"),
+        (60, "1 min"),
+        (125, "2 min 5 s"),
+        (3600, "1 h"),
+        (3605, "1 h"),
+        (100_800, "1 d 4 h"),
+        (1e6, "11 d 13 h"),
+    ],
+)
+def test_durations_as_people_read_them(seconds: float, text: str) -> None:
+    """At most two units that follow each other; fractions only below ten seconds."""
+    assert format_duration(seconds) == text
