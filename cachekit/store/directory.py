@@ -20,20 +20,18 @@ from cachekit.archive.seal import Seal
 from cachekit.errors import (
     CachekitError,
     Damaged,
-    NoSpace,
     StoreReadOnly,
-    StoreUnavailable,
     StoreUntrusted,
 )
 from cachekit.model import EntryIdentity, Key, StoreAddress, safe_prefix
 from cachekit.retention.quarantine import outstayed
-from cachekit.store import denials, layout, pins, removal
+from cachekit.store import denials, layout, pins, removal, trouble
 from cachekit.store.alias import adopt, link, sweep_aliases
 from cachekit.system.clock import now_ns
 from cachekit.system.files import exists, remove_tree
 from cachekit.system.locks import try_lock
 from cachekit.system.publish import TempFile, sweep
-from cachekit.system.space import FreeSpace, free_space
+from cachekit.system.space import FreeSpace
 from cachekit.system.steps import step
 from cachekit.trust import Signed
 
@@ -161,37 +159,11 @@ class DirectoryStore:
 
     def explain(self, error: OSError, what: str) -> CachekitError:
         """Return the error of cachekit's that an OSError of the store means."""
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            space = self.free()
-            full = "is full (a quota)" if error.errno == errno.EDQUOT else "is full"
-            if space is not None and space.inodes == 0:
-                full = "has no inodes left: it can hold no more files"
-            return NoSpace(
-                f"the store's filesystem {full}: {error.strerror}",
-                path=self.path,
-                have=space.available if space else None,
-                errno=error.errno,
-            )
-        if isinstance(error, layout.MisplacedPart):
-            return StoreUnavailable(
-                f"cannot {what} the store: what should be a directory of it is a link, or a file",
-                path=error.filename,
-                errno=error.errno,
-                hint="cachekit makes no links there: find out who did before removing it",
-            )
-        hint = "check that the directory exists and that you may write to it, or choose another with --store"
-        return StoreUnavailable(
-            f"cannot {what} the store: {error.strerror}", path=self.path, errno=error.errno, hint=hint
-        )
+        return trouble.explain(error, what, self.path)
 
     def free(self) -> FreeSpace | None:
         """Return the free space of the store's filesystem, None if it cannot be asked."""
-        path = self.path
-        while path and not os.path.isdir(path):
-            path = os.path.dirname(path)
-        with contextlib.suppress(OSError):
-            return free_space(path or "/")
-        return None
+        return trouble.free(self.path)
 
     # Reading
 
