@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cachekit.cache.restore import RestoreRequest, restore
-from cachekit.model import RestoreReport, RestoreStatus, StoreAddress
+from cachekit.cache.select import status_without
+from cachekit.model import RestoreReport, StoreAddress
 
 __all__ = ["restore_scoped"]
-
-_WORST: tuple[RestoreStatus, ...] = ("refused", "unreadable", "unsupported")
 
 
 def restore_scoped(request: RestoreRequest, trusted: StoreAddress) -> RestoreReport:
@@ -27,6 +26,5 @@ def restore_scoped(request: RestoreRequest, trusted: StoreAddress) -> RestoreRep
     second.warnings = first.warnings + second.warnings
     second.seconds += first.seconds
     if not second.hit:
-        found = {first.status, second.status}
-        second.status = next((status for status in _WORST if status in found), "miss")
+        second.status = status_without({first.status, second.status})
     return second

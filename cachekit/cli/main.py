@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "save": ("cachekit.cli.save", "save", "Save files and directories under a key."),
     "restore": ("cachekit.cli.restore", "restore", "Restore the entry of a key, or of a restore key."),
     "verify": ("cachekit.cli.verify", "verify", "Check entries or archive files, as deep as you like."),
+    "explain": ("cachekit.cli.explain", "explain", "Say which entry a restore would use, and why."),
     "ls": ("cachekit.cli.listing", "ls", "List the entries of the store."),
     "show": ("cachekit.cli.listing", "show", "Show what an entry holds."),
     "config": ("cachekit.cli.config", "config", "Check or show the configuration."),
