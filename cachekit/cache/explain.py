@@ -65,7 +65,7 @@ def explain(request: RestoreRequest) -> ExplainReport:
     if "" in request.restore_keys:
         raise InvalidRequest("a restore key is empty: it would match every entry of the store")
     roots = find_roots(request.root)
-    store = DirectoryStore(replace(StoreAddress.of(request.store), read_only=True))
+    store = DirectoryStore(request.store)
     report = ExplainReport("miss", key.text, list(request.restore_keys))
 
     def use(archive: Archive) -> None:
