@@ -4,7 +4,8 @@
 
     CachekitError                 exit  id
     ├── InvalidRequest              2   usage
-    │   └── PlanInvalid             2   plan-invalid
+    │   ├── PlanInvalid             2   plan-invalid
+    │   └── ConfigInvalid           2   config-invalid
     ├── Missed                      3   miss
     ├── Refused                     4   refused
     │   ├── Damaged                 4   damaged
@@ -24,7 +25,9 @@
     │   ├── TargetNotWritable       8   target-not-writable
     │   └── UnfinishedTarget        8   unfinished-target
     ├── StoreUnavailable            9   store-unavailable
-    │   └── Unreadable              9   unreadable
+    │   ├── Unreadable              9   unreadable
+    │   ├── StoreUntrusted          9   store-untrusted
+    │   └── StoreReadOnly           9   store-read-only
     └── Interrupted           130/143   interrupted
 
 An error means that a promise could not be kept. A miss is a value (see ``model.RestoreReport``), not an error; `Missed`
@@ -38,6 +41,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "CachekitError",
+    "ConfigInvalid",
     "Damaged",
     "Forged",
     "GoalNotMet",
@@ -53,7 +57,9 @@ __all__ = [
     "SourceChanged",
     "SourceOrTargetRefused",
     "SourceUnreadable",
+    "StoreReadOnly",
     "StoreUnavailable",
+    "StoreUntrusted",
     "TargetNotNamed",
     "TargetNotWritable",
     "UnfinishedTarget",
@@ -137,6 +143,14 @@ class PlanInvalid(InvalidRequest):
     id = "plan-invalid"
     meaning = "A cleaning plan cannot be used as it is written; nothing was done."
     default_hint = "cachekit plan check FILE shows every fault of it"
+
+
+class ConfigInvalid(InvalidRequest):
+    """A configuration file with faults: all are in ``problems`` (of fields), each with its line, one in the message."""
+
+    id = "config-invalid"
+    meaning = "The configuration (cachekit.toml, [tool.cachekit]) cannot be used as it is written; nothing was done."
+    default_hint = "cachekit config check shows every fault of it"
 
 
 class Missed(CachekitError):
@@ -281,6 +295,22 @@ class Unreadable(StoreUnavailable):
     id = "unreadable"
     meaning = "The filesystem under the archive answers with an error; the archive itself may be whole."
     default_hint = "check the disk or mount that holds the store; the entry was left where it is"
+
+
+class StoreUntrusted(StoreUnavailable):
+    """Others than owner and group may write to the store: whoever does could put any entry there."""
+
+    id = "store-untrusted"
+    meaning = "Everybody on the machine may write to the store; nothing of it was read or written."
+    default_hint = "chmod o-w it, or pass --trust-store if its modes mean nothing (some network filesystems)"
+
+
+class StoreReadOnly(StoreUnavailable):
+    """This job may only restore (--read-only)."""
+
+    id = "store-read-only"
+    meaning = "A save was asked for in a job that may only restore (--read-only); nothing was written."
+    default_hint = "leave the save out for such jobs, or give them a part of the store with --scope NAME"
 
 
 class Interrupted(CachekitError):

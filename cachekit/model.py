@@ -13,6 +13,7 @@ from cachekit.trust import ANYONE, Trust
 
 __all__ = [
     "JOURNAL_NAME",
+    "LEVELS",
     "ROOT_PREFIX",
     "STAGED",
     "STAGING_PREFIX",
@@ -39,6 +40,9 @@ RootName = Literal["root", "home", "abs"]
 ROOT_PREFIX: dict[RootName, bytes] = {"root": b"", "home": b".cachekit-home/", "abs": b".cachekit-abs/"}
 
 MAX_KEY_BYTES = 512
+
+#: The levels that zstd has, from fast to small.
+LEVELS = range(-50, 23)
 
 #: Names around a target that is being restored: the staging directory's beginning, the journal in it, the new tree in
 #: it. A walk leaves such directories out, an entry may not bring them.
@@ -125,6 +129,17 @@ class Namespace:
                 expected=f"at most {_MAX_NAMESPACE_PARTS}",
             )
 
+    @classmethod
+    def named(cls, text: str) -> Namespace:
+        """Return the namespace that somebody wrote: never a scope. Raises InvalidRequest."""
+        if "@" in text:
+            raise InvalidRequest(
+                f"{text!r} cannot be a namespace",
+                found=text,
+                hint="a scope is chosen with --scope, not named",
+            )
+        return cls(text)
+
     @property
     def scope(self) -> str | None:
         """The scope's name, None for a namespace of trusted jobs."""
@@ -141,11 +156,17 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class StoreAddress:
-    """Which store is meant and which part of it: a directory and a namespace; and whose entries are used there."""
+    """Which store is meant and which part of it: a directory and a namespace; and how it may be used.
+
+    ``open_to_all``: it is used although others than its owner and group may write to it. ``read_only``: nothing in it
+    is changed, not even marks of use. ``trust``: whose entries are used.
+    """
 
     path: str
     namespace: Namespace = Namespace()
     trust: Trust = ANYONE
+    open_to_all: bool = False
+    read_only: bool = False
 
     @classmethod
     def of(cls, address: StoreAddress | str) -> StoreAddress:

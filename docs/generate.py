@@ -27,7 +27,7 @@ _WIDTH = 78
 #: Exit code -> what it means, and what a pipeline does about it.
 EXIT_CODES = {
     0: "Done. Also a miss, and a damaged entry that was refused and set aside (`status` says which).",
-    1: "Internal error: a bug, or the machine fails. For `demo`: a promise did not hold.",
+    1: "Internal error: a bug, or the machine fails. `demo`: a promise did not hold. `diff --exit-code`: they differ.",
     2: "Wrong usage or configuration; nothing was done.",
     3: "Nothing was restored, and `--fail-on-miss` or `--strict` was given; or `verify`, `show`: no such key or file.",
     4: "Refused (damaged, forged, unsafe, unsupported, untrusted): by `verify` always, by `restore` with `--strict`.",

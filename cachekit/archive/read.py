@@ -71,6 +71,8 @@ class Archive:
         info = os.fstat(fd)
         self.size = info.st_size
         self.identity = (info.st_dev, info.st_ino)
+        #: Everybody on the machine may change the file.
+        self.open_to_all = bool(info.st_mode & stat.S_IWOTH)
         if not stat.S_ISREG(info.st_mode):
             raise Damaged("this is no regular file", path=path, rung="seal")
         self._seal: Seal | None = None

@@ -46,6 +46,7 @@ class PruneRequest:
     namespaces: Sequence[Namespace] | None = None
     dry_run: bool = False
     just_written: frozenset[tuple[str, str]] = frozenset()
+    open_to_all: bool = False
 
 
 @dataclass(slots=True)
@@ -133,7 +134,10 @@ def _stores(request: PruneRequest, report: PruneReport) -> list[DirectoryStore]:
         if namespace not in there:
             report.warnings.append(f"the store has no namespace {namespace}")
     chosen = there if request.namespaces is None else [n for n in there if n in request.namespaces]
-    return [DirectoryStore(StoreAddress(report.store, namespace)) for namespace in chosen]
+    return [
+        DirectoryStore(StoreAddress(report.store, namespace, open_to_all=request.open_to_all))
+        for namespace in chosen
+    ]
 
 
 def _prune(request: PruneRequest, report: PruneReport, stores: list[DirectoryStore]) -> None:
@@ -316,6 +320,7 @@ def prune_after_save(
         dict(each or {}),
         namespaces=[address.namespace] if address.namespace.scope else None,
         just_written=frozenset({(address.namespace.text, entry)}),
+        open_to_all=address.open_to_all,
     )
     report = PruneReport(address.path, dry_run=False)
     try:

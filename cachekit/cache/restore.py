@@ -16,13 +16,13 @@ from cachekit.archive.check import check_archive
 from cachekit.archive.extract import Noted, Progress, directory_facts, extract, needed_space
 from cachekit.archive.format import DIRECTORY
 from cachekit.archive.names import Roots, find_roots
-from cachekit.archive.read import Archive, open_archive
+from cachekit.archive.read import Archive
 from cachekit.archive.record import Record
 from cachekit.archive.unpack import Destination, WriteOptions
 from cachekit.cache import inplace
 from cachekit.cache.delta import remember_restored
 from cachekit.cache.present import look, rows_of
-from cachekit.cache.select import choose_targets, confirmed, elsewhere, names_to_try, status_of
+from cachekit.cache.select import attempt, choose_targets, elsewhere, names_to_try, status_without
 from cachekit.cache.space import require
 from cachekit.errors import (
     CachekitError,
@@ -30,12 +30,8 @@ from cachekit.errors import (
     LockTimeout,
     NameConflict,
     NoSpace,
-    Refused,
     TargetNotWritable,
     UnfinishedTarget,
-    Unreadable,
-    Unsupported,
-    Untrusted,
 )
 from cachekit.model import STAGED, Key, Platform, RestoreReport, RestoreStatus, StoreAddress, Target
 from cachekit.store.directory import DirectoryStore
@@ -51,9 +47,6 @@ from cachekit.targets.protect import merge_only, mounted_in
 from cachekit.targets.staging import Staging, goes_inside, make_staging
 
 __all__ = ["RestoreRequest", "restore"]
-
-#: Worst first: what a restore that used nothing reports.
-_WORST: tuple[RestoreStatus, ...] = ("refused", "unreadable", "unsupported")
 
 
 @dataclass(slots=True)
@@ -105,18 +98,19 @@ def restore(request: RestoreRequest) -> RestoreReport:
     if store.trust.required and not store.trust.keys:
         report.warnings.append("trust is hmac, and no key is given: no entry can be used")
     verdicts: set[RestoreStatus] = set()
-    for name, exact in names_to_try(
+    for name, exact, _ in names_to_try(
         store, key, request.restore_keys, request.platform, any_platform=request.any_platform
     ):
         verdict = _try(request, store, roots, name, report)
-        if verdict == "restored":
+        if verdict == "used":
+            report.entry = name
             report.status = "exact" if exact and report.matched_key == key.text else "partial"
             store.mark_used(name)
             break
         if verdict != "miss":
             verdicts.add(verdict)
     else:
-        report.status = next((status for status in _WORST if status in verdicts), "miss")
+        report.status = status_without(verdicts)
         if report.status == "miss" and not request.any_platform:
             for name, platform in elsewhere(store, key, request.restore_keys, request.platform):
                 reason = f"it was made for {platform}, this is {request.platform} (--any-platform takes it)"
@@ -127,42 +121,19 @@ def restore(request: RestoreRequest) -> RestoreReport:
 
 def _try(
     request: RestoreRequest, store: DirectoryStore, roots: Roots, name: str, report: RestoreReport
-) -> RestoreStatus | Literal["restored"]:
+) -> RestoreStatus | Literal["used"]:
     """Restore from one candidate, or say why not."""
-    path = store.entry_path(name)
-    for attempt in (1, 2):
-        identity: tuple[int, int] | None = None
-        try:
-            with open_archive(path, store.trust) as archive:
-                identity = archive.identity
-                step("restore.opened")
-                if store.denied(path):
-                    _passed_over(
-                        report, name, "refused", "it was refused before and lies on a read-only store"
-                    )
-                    return "refused"
-                store.check_filing(archive, name)
-                if not request.any_platform and archive.seal.platform != request.platform:
-                    _passed_over(report, name, "miss", f"it was made for {archive.seal.platform}")
-                    return "miss"
-                _restore(request, store, archive, roots, report)
-                report.entry = name
-                return "restored"
-        except FileNotFoundError:
-            return "miss"
-        except (Unsupported, Untrusted, Unreadable) as error:
-            _passed_over(report, name, error.id, error.message, error)
-            return status_of(error)
-        except Refused as error:
-            if identity is None or confirmed(store, path, name, identity):
-                aside = store.set_aside(path, identity)
-                if aside:
-                    report.quarantined.append(name)
-                _passed_over(report, name, error.id, error.message, error)
-                return "refused"
-            if attempt == 2:
-                _passed_over(report, name, "unreadable", f"it reads differently each time: {error}")
-    return "unreadable"
+
+    def use(archive: Archive) -> None:
+        _restore(request, store, archive, roots, report)
+
+    verdicts = attempt(store, name, request.platform, use, any_platform=request.any_platform)
+    for verdict in verdicts:
+        if verdict.certain and store.set_aside(store.entry_path(name), verdict.inode):
+            report.quarantined.append(name)
+        if verdict.word:
+            _passed_over(report, name, verdict.word, verdict.reason, verdict.error)
+    return verdicts[-1].status
 
 
 def _passed_over(

@@ -35,7 +35,7 @@ from cachekit.errors import (
     Unreadable,
     Untrusted,
 )
-from cachekit.model import EntryIdentity, Key, SaveReport, StoreAddress, Target
+from cachekit.model import LEVELS, EntryIdentity, Key, SaveReport, StoreAddress, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import host_name, now_ns, python_version, this_platform
 from cachekit.system.locks import claim
@@ -47,7 +47,6 @@ from cachekit.targets.journal import real_place, target_lock
 __all__ = ["SaveRequest", "save"]
 
 _ATTEMPTS = 3
-LEVELS = range(-50, 23)
 
 
 @dataclass(slots=True)

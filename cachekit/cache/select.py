@@ -2,40 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from cachekit.archive.extract import check_contents
 from cachekit.archive.names import Roots, match_targets
-from cachekit.archive.read import open_archive
+from cachekit.archive.read import Archive, open_archive
 from cachekit.errors import CachekitError, Refused, TargetNotNamed, Unreadable, Unsupported, Untrusted
 from cachekit.model import EntryIdentity, Key, Platform, RestoreStatus, Target
 from cachekit.store.directory import DirectoryStore
+from cachekit.system.steps import step
 from cachekit.system.workers import worker_count
 
-__all__ = ["choose_targets", "confirmed", "elsewhere", "names_to_try", "status_of"]
+__all__ = [
+    "ToTry",
+    "Verdict",
+    "attempt",
+    "choose_targets",
+    "confirmed",
+    "elsewhere",
+    "names_to_try",
+    "status_of",
+    "status_without",
+]
+
+#: Worst first: what a restore that used nothing reports.
+_WORST: tuple[RestoreStatus, ...] = ("refused", "unreadable", "unsupported")
+
+
+class ToTry(NamedTuple):
+    """An entry that may be used: its file name, whether it is the exact key's, and the key or restore key asked for."""
+
+    name: str
+    exact: bool
+    wanted: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of an entry: used, or why not. ``word`` says it more exactly than ``status``.
+
+    ``refused``: what was refused is certain, and (device, inode) of it, None if it could not be opened.
+    """
+
+    status: RestoreStatus | Literal["used"]
+    word: str = ""
+    reason: str = ""
+    error: CachekitError | None = None
+    certain: bool = False
+    inode: tuple[int, int] | None = None
+
+
+def attempt(
+    store: DirectoryStore,
+    name: str,
+    platform: Platform,
+    use: Callable[[Archive], None],
+    *,
+    any_platform: bool,
+) -> list[Verdict]:
+    """Use one entry, or find out why not; the last verdict is what counts. Changes nothing but by ``use``.
+
+    Two verdicts: what was read was wrong once, and otherwise the second time. Raises what ``use`` raises, but for
+    refusals and errors of reading.
+    """
+    path = store.entry_path(name)
+    verdicts: list[Verdict] = []
+    for turn in (1, 2):
+        inode: tuple[int, int] | None = None
+        try:
+            with open_archive(path, store.trust) as archive:
+                inode = archive.identity
+                step("restore.opened")
+                if store.denied(path):
+                    return [
+                        Verdict("refused", "refused", "it was refused before and lies on a read-only store")
+                    ]
+                store.check_filing(archive, name)
+                if not any_platform and archive.seal.platform != platform:
+                    return [Verdict("miss", "miss", f"it was made for {archive.seal.platform}")]
+                use(archive)
+                return [Verdict("used")]
+        except FileNotFoundError:
+            return [Verdict("miss")]
+        except (Unsupported, Untrusted, Unreadable) as error:
+            return [Verdict(status_of(error), error.id, error.message, error)]
+        except Refused as error:
+            if inode is None or confirmed(store, path, name, inode):
+                return [
+                    *verdicts,
+                    Verdict("refused", error.id, error.message, error, certain=True, inode=inode),
+                ]
+            if turn == 2:
+                verdicts.append(
+                    Verdict("unreadable", "unreadable", f"it reads differently each time: {error}")
+                )
+    return verdicts
+
+
+def status_without(verdicts: set[RestoreStatus]) -> RestoreStatus:
+    """Return the status of a restore that used nothing, from the verdicts on what it tried."""
+    return next((status for status in _WORST if status in verdicts), "miss")
 
 
 def names_to_try(
     store: DirectoryStore, key: Key, restore_keys: list[str], platform: Platform, *, any_platform: bool
-) -> Iterator[tuple[str, bool]]:
-    """Yield (entry file name, is the exact key) of every candidate: the key itself, then each restore key's newest.
+) -> Iterator[ToTry]:
+    """Yield every candidate: the key itself, then each restore key's newest.
 
     The exact key is never a prefix; another platform's entry of it comes only with ``any_platform``.
     """
     seen = {EntryIdentity(key, platform).file_name}
-    yield from ((name, True) for name in seen)
+    yield from (ToTry(name, True, key.text) for name in seen)
     wanted = None if any_platform else str(platform)
     if any_platform:
         for candidate in store.candidates(key.text, None):
             if candidate.seal is not None and candidate.seal.key == key.text and candidate.name not in seen:
                 seen.add(candidate.name)
-                yield candidate.name, True
+                yield ToTry(candidate.name, True, key.text)
     for prefix in restore_keys:
         # Damaged seals first: they are set aside and reported, not passed over in silence build after build.
         for candidate in sorted(store.candidates(prefix, wanted), key=lambda c: c.seal is not None):
             if candidate.name not in seen:
                 seen.add(candidate.name)
-                yield candidate.name, False
+                yield ToTry(candidate.name, False, prefix)
 
 
 def elsewhere(

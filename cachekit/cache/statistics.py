@@ -43,7 +43,11 @@ class StoreStats:
 
 
 def store_stats(
-    path: str, *, seconds: float | None = None, namespaces: Sequence[Namespace] | None = None
+    path: str,
+    *,
+    seconds: float | None = None,
+    namespaces: Sequence[Namespace] | None = None,
+    open_to_all: bool = False,
 ) -> StoreStats:
     """Return the statistics of the last ``seconds`` (None: of all there is), of all or of some namespaces.
 
@@ -56,7 +60,9 @@ def store_stats(
     except OSError as error:
         raise DirectoryStore(path).explain(error, "read") from None
     stores = [
-        DirectoryStore(StoreAddress(path, name)) for name in there if namespaces is None or name in namespaces
+        DirectoryStore(StoreAddress(path, name, open_to_all=open_to_all))
+        for name in there
+        if namespaces is None or name in namespaces
     ]
     since = 0.0 if seconds is None else max(0.0, now_ns() / 1e9 - seconds)
     reader = Reader()

@@ -20,7 +20,7 @@ from cachekit.cli.options import (
     parse_seconds,
     parse_text,
     soft_fail,
-    store_option,
+    store_directory_option,
 )
 from cachekit.cli.outputs import warn, write_outputs, write_summary
 from cachekit.cli.render import printable, to_json
@@ -73,7 +73,7 @@ __all__ = ["clean"]
 @click.option(
     "--key", type=parse_text, metavar="KEY", help="With --for-save: judge by the last entry of its family."
 )
-@store_option
+@store_directory_option
 @click.option(
     "--keep", multiple=True, metavar="NAMES", help="Rules, tools or categories to leave alone: dotnet,go."
 )

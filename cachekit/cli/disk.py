@@ -17,7 +17,7 @@ from cachekit.cli.options import (
     parse_bytes,
     parse_directory,
     parse_seconds,
-    store_option,
+    store_directory_option,
 )
 from cachekit.cli.render import count, printable, size, to_json
 from cachekit.disk.filesystems import Filesystem
@@ -63,7 +63,7 @@ _HIGH, _FULL = 85.0, 95.0
     default=True,
     help="Also say what cachekit clean could free, by stage: a dry run.",
 )
-@store_option
+@store_directory_option
 @json_option
 @common
 @click.pass_context

@@ -12,6 +12,7 @@ import click
 from cachekit.cache.listing import EntryLine, Member, find_archive, list_entries, manifest, members
 from cachekit.cli.options import common, json_option, parse_text, store_option, trust_of, with_trust
 from cachekit.cli.render import count, printable, size, to_json
+from cachekit.model import StoreAddress
 from cachekit.store.directory import DirectoryStore
 
 __all__ = ["ls", "show"]
@@ -28,7 +29,7 @@ def _when(nanoseconds: int) -> str:
 @click.option("--quarantine", is_flag=True, help="List what was refused and set aside instead.")
 @json_option
 @common
-def ls(prefix: str, store: str, quarantine: bool, as_json: bool) -> int:
+def ls(prefix: str, store: StoreAddress, quarantine: bool, as_json: bool) -> int:
     """List entries, newest first: those whose key begins with PREFIX.
 
     \b
@@ -85,7 +86,7 @@ def _line(entry: EntryLine) -> str:
 @click.option("--files", is_flag=True, help="List the members.")
 @json_option
 @common
-def show(name: str, store: str, whole: bool, files: bool, as_json: bool) -> int:
+def show(name: str, store: StoreAddress, whole: bool, files: bool, as_json: bool) -> int:
     """Show an entry's manifest in short, or its files, from seal and index alone.
 
     A name that is a key of the store means that entry, else it means a file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -10,11 +11,10 @@ from typing import Any, TypeVar
 
 import click
 
+from cachekit.cli.settings import Settings, settings_option, store_directory, trust_of
 from cachekit.errors import InvalidRequest
 from cachekit.model import StoreAddress, parse_size
-from cachekit.store.layout import default_store
-from cachekit.system.keyring import load_keys
-from cachekit.trust import Trust, TrustMode
+from cachekit.trust import ANYONE, TrustMode
 
 __all__ = [
     "common",
@@ -24,9 +24,11 @@ __all__ = [
     "parse_seconds",
     "parse_text",
     "soft_fail",
+    "store_directory_option",
     "store_option",
     "trust_of",
     "trust_option",
+    "whole_store_option",
     "with_trust",
 ]
 
@@ -100,13 +102,31 @@ def json_option(function: F) -> F:
 
 
 def store_option(function: F) -> F:
-    """``--store``."""
+    """``--store``, ``--namespace``, ``--config``, ``--trust-store``: the command gets ``store``, a StoreAddress."""
+    return settings_option()(_with_address(function))
+
+
+def whole_store_option(function: F) -> F:
+    """As ``store_option`` without ``--namespace``, for commands that look at all of them."""
+    return settings_option(namespace=False)(_with_address(function))
+
+
+def _with_address(function: F) -> F:
+    @functools.wraps(function)
+    def command(*args: Any, settings: Settings, **options: Any) -> Any:
+        return function(*args, store=settings.address(), **options)
+
+    return command  # type: ignore[return-value]
+
+
+def store_directory_option(function: F) -> F:
+    """``--store`` alone, for commands that only look at the disk that it is on: they get ``store``, a path."""
     return click.option(
         "--store",
         metavar="DIR",
         type=parse_directory,
-        default=default_store,
-        show_default="$CACHEKIT_STORE or ~/.cache/cachekit",
+        default=store_directory,
+        show_default="$CACHEKIT_STORE, the configuration's or ~/.cache/cachekit",
         help="Where the entries are kept.",
     )(function)
 
@@ -122,18 +142,15 @@ def trust_option(function: F) -> F:
     )(function)
 
 
-def trust_of(mode: TrustMode | None) -> Trust:
-    """Return the policy that was chosen, with the keys of the environment. Raises InvalidRequest for a bad key.
-
-    Without a choice a key means hmac: whoever gives one does not expect that entries without it are used.
-    """
-    keys = load_keys()
-    return Trust(mode == "hmac" if mode else bool(keys), keys)
-
-
 def with_trust(store: StoreAddress | str, mode: TrustMode | None) -> StoreAddress:
-    """Return the store's address with the policy that was chosen. Raises InvalidRequest for a bad key."""
-    return dataclasses.replace(StoreAddress.of(store), trust=trust_of(mode))
+    """Return the store's address with the policy that was chosen, else that of the configuration.
+
+    Raises InvalidRequest for a bad key.
+    """
+    address = StoreAddress.of(store)
+    if mode is None and address.trust != ANYONE:
+        return address
+    return dataclasses.replace(address, trust=trust_of(mode))
 
 
 def soft_fail(function: F) -> F:

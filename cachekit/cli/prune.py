@@ -11,9 +11,10 @@ from cachekit.cache.prune import PruneLine, PruneReport, PruneRequest, prune_aft
 from cachekit.cache.prune import prune as prune_store
 from cachekit.cli.budget import budget_of, budget_options
 from cachekit.cli.events import record_prune
-from cachekit.cli.options import common, json_option, soft_fail, store_option
+from cachekit.cli.options import common, json_option, soft_fail
 from cachekit.cli.outputs import warn
 from cachekit.cli.render import count, printable, size, to_json
+from cachekit.cli.settings import Settings, settings_option
 from cachekit.errors import CachekitError, GoalNotMet, StoreUnavailable
 from cachekit.model import Namespace, StoreAddress
 from cachekit.retention.budget import Budget
@@ -34,7 +35,7 @@ __all__ = ["after_save", "prune"]
 @click.option(
     "--each", is_flag=True, help="The limits hold for each namespace by itself, not for all together."
 )
-@store_option
+@settings_option(namespace=False)
 @click.option(
     "-n", "--dry-run", is_flag=True, help="Change nothing; show every entry and what would become of it."
 )
@@ -42,7 +43,7 @@ __all__ = ["after_save", "prune"]
 @json_option
 @common
 def prune(
-    store: StoreAddress | str,
+    settings: Settings,
     namespaces: tuple[str, ...],
     each: bool,
     dry_run: bool,
@@ -52,7 +53,9 @@ def prune(
     """Remove entries, least recently used first, until the store is inside its limits.
 
     The newest entry of a family goes last. What is pinned is never removed, and readers of a removed entry finish.
-    Without a limit only what outstayed the quarantine goes. Exit 7 if a limit cannot be met because the rest is kept.
+    Without a limit here, those of the configuration hold; without any only what outstayed the quarantine goes.
+
+    Exit 7 if a limit cannot be met because the rest is kept.
 
     \b
     Examples:
@@ -60,9 +63,14 @@ def prune(
       cachekit prune --min-free 10% --keep-last 1
       cachekit prune --each --max-size 5G --namespace shop/ci
     """
-    limits = budget_of(texts)
+    store, limits = settings.base(), budget_of(texts)
+    file = settings.configuration()
+    if limits == Budget() and file is not None:
+        limits = file.budget
     chosen = [Namespace(name) for name in namespaces] or None
-    request = PruneRequest(StoreAddress.of(store).path, limits, namespaces=chosen, dry_run=dry_run)
+    request = PruneRequest(
+        store.path, limits, namespaces=chosen, dry_run=dry_run, open_to_all=store.open_to_all
+    )
     if each:
         request.budget, request.every = Budget(keep_last=limits.keep_last), limits
     report = prune_store(request)

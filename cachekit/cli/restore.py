@@ -6,24 +6,25 @@ from typing import Any
 
 import click
 
+from cachekit.cache.config.model import Cache
 from cachekit.cache.restore import RestoreRequest
 from cachekit.cache.restore import restore as restore_entry
+from cachekit.cache.scoped import restore_scoped
+from cachekit.cli.caches import Asked, Result, asked_options, restore_key_option, run_each
 from cachekit.cli.events import failures, record_restore
 from cachekit.cli.options import (
     common,
     json_option,
     parse_bytes,
-    parse_directory,
     parse_seconds,
-    parse_text,
     soft_fail,
-    store_option,
     trust_option,
     with_trust,
 )
 from cachekit.cli.outputs import check_dotenv, warn, write_outputs
 from cachekit.cli.progress import ProgressBar
-from cachekit.cli.render import count, details, printable, size, to_json
+from cachekit.cli.render import count, details, printable, size
+from cachekit.cli.settings import Settings, settings_option
 from cachekit.errors import CachekitError, InvalidRequest, Missed, Refused, Unreadable
 from cachekit.model import RestoreReport
 from cachekit.trust import TrustMode
@@ -35,29 +36,9 @@ _UNTRUSTED_LINES = 3
 
 
 @click.command(short_help="Restore the entry of a key, or of a restore key.")
-@click.option(
-    "--key",
-    required=True,
-    type=parse_text,
-    metavar="KEY",
-    help="The key; matched exactly, never as a prefix.",
-)
-@click.option(
-    "--restore-key",
-    "restore_keys",
-    multiple=True,
-    type=parse_text,
-    metavar="PREFIX",
-    help="Else the newest entry whose key begins so; may be repeated, first match wins.",
-)
-@click.argument("paths", nargs=-1, metavar="[PATH...]")
-@store_option
-@click.option(
-    "--root",
-    metavar="DIR",
-    type=parse_directory,
-    help="Where relative targets go.  [default: current directory]",
-)
+@asked_options
+@restore_key_option
+@settings_option(scopes=True)
 @click.option("--replace", is_flag=True, help="The target becomes the entry: other files in it go.")
 @click.option("--merge", is_flag=True, help="Files of the entry replace theirs, other files stay.  [default]")
 @click.option(
@@ -94,69 +75,103 @@ _UNTRUSTED_LINES = 3
 @json_option
 @common
 def restore(
+    settings: Settings,
+    key: str | None,
+    arguments: tuple[str, ...],
+    every: bool,
+    expand: bool,
+    root: str | None,
+    restore_keys: tuple[str, ...],
     as_json: bool,
-    replace: bool,
-    merge: bool,
-    in_place: bool,
-    fail_on_miss: bool,
-    strict: bool,
     dotenv: str | None,
     trust: TrustMode | None,
     **options: Any,
 ) -> int:
-    """Restore PATHs (or all targets of the entry under the root) from the cache.
+    """Restore PATHs (or all targets of the entry under the root), or caches of the configuration by NAME.
 
     Nothing is written unless the entry is whole: size, checksums, structure, every file. A damaged entry is refused
-    and set aside (exit 0, status "refused"): the job goes on as after a miss. With --trust hmac the same holds for an
-    entry that is not signed with one of your keys, but it stays in the store for jobs that ask for no signature.
+    and set aside (exit 0, status "refused"): the job goes on as after a miss. Options given here go before what the
+    configuration says. With --trust hmac the same holds for an entry that is not signed with one of your
+    keys, but it stays in the store for jobs that ask for no signature.
 
     In GitHub Actions the outputs cache-hit (true only for the exact key), status, matched-key, bytes, files and
-    seconds are written to $GITHUB_OUTPUT.
+    seconds are written to $GITHUB_OUTPUT. Of several caches each is restored by itself, its outputs begin with its name
+    (node-cache-hit), cache-hit is true only if all are exact, and the highest exit code is that of the command.
 
     \b
     Examples:
       cachekit restore --key "npm-$HASH" --restore-key npm- node_modules
       cachekit restore --key "venv-$HASH" --replace .venv
+      cachekit restore node
+      cachekit restore --all
     """
-    if merge and (replace or in_place):
+    asked = Asked(settings, key, arguments, every, expand, root, restore_keys)
+    if options["merge"] and (options["replace"] or options["in_place"]):
         raise InvalidRequest("--merge cannot be used together with --replace or --in-place")
     check_dotenv(dotenv)
-    options["paths"], options["restore_keys"] = list(options["paths"]), list(options["restore_keys"])
-    mode: Any = "in-place" if in_place else "replace" if replace else "merge"
-    asked = options | {"store": with_trust(options["store"], trust)}
-    progress = ProgressBar("restoring")
     try:
-        with failures("restore", options["key"], options["store"]):
-            report = restore_entry(
-                RestoreRequest(mode=mode, replace_extras=in_place and replace, progress=progress, **asked)
-            )
+        code, outputs = run_each(
+            asked,
+            lambda cache: _restore_one(asked, cache, trust, dict(options)),
+            _no_outputs,
+            as_json=as_json,
+        )
     except CachekitError:
         # Without this a step that asks for cache-hit after a failed restore (--soft-fail) would get an empty text.
-        _write_outputs(RestoreReport("miss", options["key"]), "error", dotenv)
+        write_outputs({"cache-hit": False} if asked.several else _no_outputs(None), dotenv)
         raise
+    if asked.several:
+        every_exact = all(values["cache-hit"] for _, values in outputs)
+        named = {f"{name}-{output}": value for name, values in outputs for output, value in values.items()}
+        write_outputs({"cache-hit": every_exact, **named}, dotenv)
+    else:
+        write_outputs(outputs[0][1], dotenv)
+    return code
+
+
+def _restore_one(
+    asked: Asked, cache: Cache | None, trust: TrustMode | None, options: dict[str, Any]
+) -> Result:
+    """Restore one cache: what the options do not say comes from the configuration."""
+    settings = asked.settings
+    base, store = (with_trust(place, trust) for place in (settings.base(cache), settings.address(cache)))
+    what = asked.resolve(cache)
+    options |= {"key": what.key, "restore_keys": what.restore_keys, "paths": what.paths, "root": what.root}
+    replace, merge, in_place = options.pop("replace"), options.pop("merge"), options.pop("in_place")
+    if cache is not None and not (replace or merge or in_place):
+        replace, in_place = cache.mode == "replace", cache.in_place
+    fail_on_miss, strict = options.pop("fail_on_miss"), options.pop("strict")
+    mode: Any = "in-place" if in_place else "replace" if replace else "merge"
+    progress = ProgressBar("restoring")
+    try:
+        request = RestoreRequest(
+            store=store, mode=mode, replace_extras=in_place and replace, progress=progress, **options
+        )
+        with failures("restore", request.key, store, cache.name if cache else None):
+            report = restore_entry(request) if settings.scope is None else restore_scoped(request, base)
     finally:
         progress.close()
-    if as_json:
-        fields = {name: getattr(report, name) for name in RestoreReport.__slots__}
-        click.echo(to_json({**fields, "cache_hit": report.status == "exact"}))
-    _tell(report, options["restore_keys"], options["store"])
-    _write_outputs(report, report.status, dotenv)
-    record_restore(options["store"], report)
-    return _code(report, fail_on_miss=fail_on_miss, strict=strict)
+    _tell(report, what.restore_keys, store.path)
+    fields = {name: getattr(report, name) for name in RestoreReport.__slots__}
+    code = _code(report, fail_on_miss=fail_on_miss, strict=strict)
+    record_restore(store, report, cache.name if cache else None)
+    return Result({**fields, "cache_hit": report.status == "exact"}, code, _outputs(report, report.status))
 
 
-def _write_outputs(report: RestoreReport, status: str, dotenv: str | None) -> None:
-    write_outputs(
-        {
-            "cache-hit": report.status == "exact",
-            "status": status,
-            "matched-key": report.matched_key or "",
-            "bytes": report.content_bytes,
-            "files": report.files,
-            "seconds": round(report.seconds, 3),
-        },
-        dotenv,
-    )
+def _no_outputs(_cache: Cache | None) -> dict[str, object]:
+    """Return the outputs of a restore that failed."""
+    return _outputs(RestoreReport("miss", ""), "error")
+
+
+def _outputs(report: RestoreReport, status: str) -> dict[str, object]:
+    return {
+        "cache-hit": report.status == "exact",
+        "status": status,
+        "matched-key": report.matched_key or "",
+        "bytes": report.content_bytes,
+        "files": report.files,
+        "seconds": round(report.seconds, 3),
+    }
 
 
 def _tell(report: RestoreReport, restore_keys: list[str], store: str) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from cachekit.cache.config.model import Cache
 from cachekit.cache.save import SaveRequest
 from cachekit.cache.save import save as save_entry
 from cachekit.cli.budget import budget_from_environment
+from cachekit.cli.caches import Asked, Result, asked_options, run_each
 from cachekit.cli.cleaning import gone, rule_line
 from cachekit.cli.events import failures, record_save
 from cachekit.cli.options import (
@@ -21,14 +23,14 @@ from cachekit.cli.options import (
     parse_seconds,
     parse_text,
     soft_fail,
-    store_option,
     trust_option,
     with_trust,
 )
 from cachekit.cli.outputs import warn
 from cachekit.cli.progress import ProgressBar
 from cachekit.cli.prune import after_save
-from cachekit.cli.render import count, printable, size, to_json
+from cachekit.cli.render import count, printable, size
+from cachekit.cli.settings import Settings, settings_option
 from cachekit.errors import NoSpace
 from cachekit.model import SaveReport
 from cachekit.trust import TrustMode
@@ -37,19 +39,13 @@ __all__ = ["save"]
 
 #: What must be free before a save can find out what it needs: directories, lock files, a file to write to.
 _TO_BEGIN = 4 << 20
+_LEVEL = 3
 
 
 @click.command(short_help="Save files and directories under a key.")
-@click.option("--key", required=True, type=parse_text, metavar="KEY", help="The key, 1 to 512 bytes.")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@store_option
-@click.option(
-    "--root",
-    metavar="DIR",
-    type=parse_directory,
-    help="What relative paths are relative to.  [default: current directory]",
-)
-@click.option("--level", type=int, default=3, show_default=True, help="zstd level, -50 (fast) to 22 (small).")
+@asked_options
+@settings_option(scopes=True)
+@click.option("--level", type=int, show_default="3", help="zstd level, -50 (fast) to 22 (small).")
 @click.option(
     "--exclude",
     "excludes",
@@ -73,7 +69,7 @@ _TO_BEGIN = 4 << 20
     "--family",
     type=parse_text,
     metavar="FAMILY",
-    help="Entries expected to resemble this one.  [default: the key up to its last -]",
+    help="Entries expected to resemble this one.  [default: the cache's name, or the key up to its last -]",
 )
 @click.option(
     "--min-free", type=parse_bytes, default=0, metavar="SIZE", help="Keep so much free in the store besides."
@@ -123,44 +119,70 @@ _TO_BEGIN = 4 << 20
 @json_option
 @common
 def save(
-    as_json: bool,
-    wait: bool,
-    wait_timeout: float,
-    make_room: bool,
-    plan: str | None,
+    settings: Settings,
+    key: str | None,
+    arguments: tuple[str, ...],
+    every: bool,
+    expand: bool,
+    root: str | None,
     trust: TrustMode | None,
+    as_json: bool,
     **options: Any,
 ) -> int:
-    """Save PATHs under a key, whole or not at all.
+    """Save PATHs under a key, or caches of the configuration by NAME; each whole or not at all.
 
     A PATH may be a file, a directory, a symlink (saved as a link) or a glob; ~ and absolute paths work. An existing
-    key is left as it is (exit 0, status "exists"). With a key in $CACHEKIT_HMAC_KEY the entry is signed.
+    key is left as it is (exit 0, status "exists"). Options given here go before what the configuration says. With
+    a key in $CACHEKIT_HMAC_KEY the entry is signed.
+
+    Of several caches each is saved by itself; the highest exit code is that of the command.
 
     \b
     Examples:
       cachekit save --key "npm-$HASH" node_modules ~/.npm
       cachekit save --key "venv-$HASH" .venv --exclude __pycache__
+      cachekit save node
+      cachekit save --all
     """
-    options["paths"], options["excludes"] = list(options["paths"]), list(options["excludes"])
+    asked = Asked(settings, key, arguments, every, expand, root)
+    options["excludes"] = list(options["excludes"])
+    wait, timeout = options.pop("wait"), options.pop("wait_timeout")
+    options["wait_seconds"] = timeout if wait else 0.0
+    code, _ = run_each(asked, lambda cache: _save_one(asked, cache, trust, dict(options)), as_json=as_json)
+    return code
+
+
+def _save_one(asked: Asked, cache: Cache | None, trust: TrustMode | None, options: dict[str, Any]) -> Result:
+    """Save one cache: what the options do not say comes from the configuration."""
+    options["store"] = with_trust(asked.settings.address(cache), trust)
+    what = asked.resolve(cache)
+    options |= {"key": what.key, "paths": what.paths, "root": what.root}
+    file = asked.settings.configuration()
     budget = budget_from_environment()
-    options["wait_seconds"] = wait_timeout if wait else 0.0
+    if budget.unlimited and file is not None:
+        budget = file.budget
+    if options["level"] is None:
+        levels = (cache and cache.level, file and file.level)
+        options["level"] = next((level for level in levels if level is not None), _LEVEL)
+    if cache is not None:
+        options["excludes"] = options["excludes"] or list(cache.excludes)
+        options["family"] = options["family"] or cache.family or cache.name
     progress = ProgressBar("saving")
+    plan, make_room = options.pop("plan"), options.pop("make_room")
     maker = options["make_room"] = _maker(plan, options, progress) if make_room else None
-    request = SaveRequest(progress=progress, **options | {"store": with_trust(options["store"], trust)})
+    request = SaveRequest(progress=progress, **options)
     try:
         with failures("save", request.key, request.store, request.family):
             report = _save(request, maker)
     finally:
         progress.close()
-    if as_json:
-        click.echo(to_json({**_fields(report), "ratio": round(report.ratio, 3)}))
     for warning in report.warnings:
         warn(warning)
     click.echo(closing_line(report), err=True)
     record_save(request.store, report, request.family)
     if report.status in {"saved", "reused"}:
-        after_save(options["store"], report.entry, budget)
-    return 0
+        after_save(request.store, report.entry, budget)
+    return Result({**_fields(report), "ratio": round(report.ratio, 3)})
 
 
 def _save(request: SaveRequest, maker: Callable[[int], None] | None) -> SaveReport:
@@ -190,8 +212,8 @@ def _maker(plan: str | None, options: dict[str, Any], progress: ProgressBar) -> 
         wish = Wish(
             "post",
             plan,
-            store=options["store"],
-            filesystems=[options["store"]],
+            store=options["store"].path,
+            filesystems=[options["store"].path],
             untouchable=untouchable,
             extra_bytes=need,
             lock_timeout=options["lock_timeout"],

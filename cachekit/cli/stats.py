@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cachekit.cache.statistics import StoreStats, store_stats
-from cachekit.cli.options import common, json_option, store_option
+from cachekit.cli.options import common, json_option, whole_store_option
 from cachekit.cli.render import count, plain, printable, size, to_json
 from cachekit.errors import InvalidRequest
 from cachekit.model import Namespace, StoreAddress, format_duration, parse_duration
@@ -44,12 +44,10 @@ def _duration(text: str) -> float:
 @click.option(
     "--namespace", "namespaces", multiple=True, metavar="NS", help="Only this namespace; may be repeated."
 )
-@store_option
+@whole_store_option
 @json_option
 @common
-def stats(
-    seconds: float | None, namespaces: tuple[str, ...], store: StoreAddress | str, as_json: bool
-) -> int:
+def stats(seconds: float | None, namespaces: tuple[str, ...], store: StoreAddress, as_json: bool) -> int:
     """Show what the store's ledgers say: hits and misses by cache, bytes, seconds, sizes, lock waits, evictions.
 
     "Saved" is measured, never guessed: the time between a miss and the save of the same key in the same CI job is how
@@ -62,7 +60,7 @@ def stats(
       cachekit stats --json
     """
     chosen = [Namespace(name) for name in namespaces] or None
-    found = store_stats(StoreAddress.of(store).path, seconds=seconds, namespaces=chosen)
+    found = store_stats(store.path, seconds=seconds, namespaces=chosen, open_to_all=store.open_to_all)
     if as_json:
         click.echo(to_json(_fields(found)))
     else:

@@ -10,7 +10,7 @@ from cachekit.cli.options import common, json_option, store_option, trust_option
 from cachekit.cli.progress import ProgressBar
 from cachekit.cli.render import count, details, printable, size, to_json
 from cachekit.errors import InvalidRequest
-from cachekit.model import VerifyReport
+from cachekit.model import StoreAddress, VerifyReport
 from cachekit.trust import TrustMode
 
 __all__ = ["verify"]
@@ -42,7 +42,12 @@ _CODES = {
 @json_option
 @common
 def verify(
-    names: tuple[str, ...], store: str, every: bool, depth: str, trust: TrustMode | None, as_json: bool
+    names: tuple[str, ...],
+    store: StoreAddress,
+    every: bool,
+    depth: str,
+    trust: TrustMode | None,
+    as_json: bool,
 ) -> int:
     """Check that entries are whole. An archive file is checked without its store. Nothing is changed.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -18,17 +17,21 @@ from typing import Literal
 from cachekit.archive.alias import Alias
 from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.seal import Seal
-from cachekit.errors import CachekitError, Damaged, NoSpace, StoreUnavailable
+from cachekit.errors import (
+    CachekitError,
+    Damaged,
+    StoreReadOnly,
+    StoreUntrusted,
+)
 from cachekit.model import EntryIdentity, Key, StoreAddress, safe_prefix
 from cachekit.retention.quarantine import outstayed
-from cachekit.store import layout, pins, removal
+from cachekit.store import denials, layout, pins, removal, trouble
 from cachekit.store.alias import adopt, link
 from cachekit.system.clock import now_ns
 from cachekit.system.files import exists, remove_tree
 from cachekit.system.locks import try_lock
 from cachekit.system.publish import TempFile, sweep
-from cachekit.system.space import FreeSpace, free_space
-from cachekit.system.state import state_directory
+from cachekit.system.space import FreeSpace
 from cachekit.system.steps import step
 from cachekit.trust import Signed
 
@@ -76,7 +79,9 @@ def _read_name(fd: int) -> str:
 class DirectoryStore:
     """One namespace of the store at an address. Opening makes nothing; ``prepare`` makes what a save needs.
 
-    ``trust`` is the policy for its entries: whoever opens one to use it passes it on to ``open_archive``.
+    ``trust`` is the policy for its entries: whoever opens one to use it passes it on to ``open_archive``. A store that
+    everybody may write to is not even opened, unless the address says so: raises StoreUntrusted. Of a read-only one
+    nothing is changed.
     """
 
     def __init__(self, address: StoreAddress | str) -> None:
@@ -84,7 +89,12 @@ class DirectoryStore:
         self.path = os.path.abspath(os.path.expanduser(address.path))
         self.namespace = address.namespace
         self.trust = address.trust.within(self.namespace.text)
+        self.read_only = address.read_only
+        self._open_to_all = address.open_to_all
         self._base = layout.base_of(self.path, self.namespace)
+        place = None if self._open_to_all else layout.open_to_all(self.path, self.namespace)
+        if place is not None:
+            raise StoreUntrusted("everybody may write to the store, and so may have changed it", path=place)
 
     def directory(self, name: str) -> str:
         return os.path.join(self._base, name)
@@ -93,7 +103,12 @@ class DirectoryStore:
         return os.fsencode(os.path.join(self._base, "entries", name))
 
     def prepare(self) -> None:
-        """Make the store if it is missing, and remove what killed savers left. Raises StoreUnavailable, NoSpace."""
+        """Make the store if it is missing, and remove what killed savers left.
+
+        Raises StoreUnavailable, StoreReadOnly, NoSpace.
+        """
+        if self.read_only:
+            raise StoreReadOnly("this job may not save: its store is read-only (--read-only)", path=self.path)
         with self._trouble("make"):
             layout.create(self.path, self.namespace)
         self.sweep()
@@ -101,6 +116,8 @@ class DirectoryStore:
     def sweep(self) -> int:
         """Remove abandoned temporary files and old quarantined entries; return how many. Best effort, never raises."""
         removed = 0
+        if self.read_only:
+            return removed
         with contextlib.suppress(OSError), self.part("tmp") as fd:
             removed = sweep(fd)
             with self.part("entries") as entries:
@@ -142,37 +159,11 @@ class DirectoryStore:
 
     def explain(self, error: OSError, what: str) -> CachekitError:
         """Return the error of cachekit's that an OSError of the store means."""
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            space = self.free()
-            full = "is full (a quota)" if error.errno == errno.EDQUOT else "is full"
-            if space is not None and space.inodes == 0:
-                full = "has no inodes left: it can hold no more files"
-            return NoSpace(
-                f"the store's filesystem {full}: {error.strerror}",
-                path=self.path,
-                have=space.available if space else None,
-                errno=error.errno,
-            )
-        if isinstance(error, layout.MisplacedPart):
-            return StoreUnavailable(
-                f"cannot {what} the store: what should be a directory of it is a link, or a file",
-                path=error.filename,
-                errno=error.errno,
-                hint="cachekit makes no links there: find out who did before removing it",
-            )
-        hint = "check that the directory exists and that you may write to it, or choose another with --store"
-        return StoreUnavailable(
-            f"cannot {what} the store: {error.strerror}", path=self.path, errno=error.errno, hint=hint
-        )
+        return trouble.explain(error, what, self.path)
 
     def free(self) -> FreeSpace | None:
         """Return the free space of the store's filesystem, None if it cannot be asked."""
-        path = self.path
-        while path and not os.path.isdir(path):
-            path = os.path.dirname(path)
-        with contextlib.suppress(OSError):
-            return free_space(path or "/")
-        return None
+        return trouble.free(self.path)
 
     # Reading
 
@@ -230,7 +221,10 @@ class DirectoryStore:
         """Raise Damaged if the entry is not the one that its file name stands for.
 
         An entry that an alias vouches for takes that key on. Return who signed what says so: the entry or the alias.
+        Raises StoreUntrusted for a file that everybody may write to.
         """
+        if archive.open_to_all and not self._open_to_all:
+            raise StoreUntrusted("everybody may write to the entry, and so may change it", path=archive.path)
         expected = file_name_of(archive.seal)
         if expected != name:
             signed = adopt(archive, self.path, self.namespace, name)
@@ -258,6 +252,8 @@ class DirectoryStore:
 
     def mark_used(self, name: str) -> None:
         """Note that the entry was used now: the mtime of ``used/<entry>``. Best effort."""
+        if self.read_only:
+            return
         with contextlib.suppress(OSError), self.part("used") as directory:
             # O_NONBLOCK: a fifo in its place must not make us wait.
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -385,6 +381,8 @@ class DirectoryStore:
         and is moved only if that is still so. On a read-only store the file goes on a deny list of this user instead.
         Return True if it will not be served again.
         """
+        if self.read_only:
+            return denials.deny(path)
         try:
             name = os.path.basename(os.fsdecode(path))
             with self.part("entries") as entries, self.part("quarantine") as aside:
@@ -397,30 +395,12 @@ class DirectoryStore:
         except FileNotFoundError:
             return not os.path.lexists(path)
         except OSError as error:
-            return error.errno in _READ_ONLY | {errno.ENOSPC, errno.EDQUOT} and self._deny(path)
+            return error.errno in _READ_ONLY | {errno.ENOSPC, errno.EDQUOT} and denials.deny(path)
         return True
-
-    def _deny_name(self, path: bytes) -> str | None:
-        with contextlib.suppress(OSError):
-            info = os.lstat(path)
-            facts = f"{info.st_dev} {info.st_ino} {info.st_size} {info.st_mtime_ns} ".encode() + path
-            return os.path.join(state_directory(), "denied", hashlib.sha256(facts).hexdigest()[:32])
-        return None
-
-    def _deny(self, path: bytes) -> bool:
-        name = self._deny_name(path)
-        if name is None:
-            return False
-        with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(name), mode=0o700, exist_ok=True)
-            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            return True
-        return False
 
     def denied(self, path: bytes) -> bool:
         """Return True if this very file was refused here before and could not be set aside."""
-        name = self._deny_name(path)
-        return name is not None and os.path.exists(name)
+        return denials.denied(path)
 
     def quarantined(self) -> list[tuple[str, int, int]]:
         """Return (file name, bytes, set aside at, in ns) of the entries in quarantine."""

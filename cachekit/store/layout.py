@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 
 from cachekit.errors import InvalidRequest
 from cachekit.model import STORE_DIRECTORIES, Namespace
@@ -22,6 +23,7 @@ __all__ = [
     "family_of",
     "namespaces",
     "open_part",
+    "open_to_all",
 ]
 
 VERSION = "v1"
@@ -84,6 +86,22 @@ def open_part(path: str, namespace: Namespace, name: str, *, make: bool = False)
     return fd
 
 
+def open_to_all(path: str, namespace: Namespace) -> str | None:
+    """Return a directory of a namespace, or above it in the store, that everybody may write to; None without one.
+
+    What is not there, or may not be looked at, is not: using it tells. Owner and group are the store's own business.
+    """
+    places = [path, os.path.join(path, VERSION)]
+    for part in namespace.text.split("/"):
+        places.append(os.path.join(places[-1], part))
+    places += [os.path.join(places[-1], name) for name in STORE_DIRECTORIES]
+    for place in places:
+        with contextlib.suppress(OSError):
+            if os.stat(place).st_mode & stat.S_IWOTH:
+                return place
+    return None
+
+
 def namespaces(path: str, denied: list[str] | None = None) -> list[Namespace]:
     """Return the namespaces of the store at ``path`` that have been made, scopes included, by name. Raises OSError.
 
@@ -118,7 +136,12 @@ def create(path: str, namespace: Namespace) -> None:
     os.close(open_part(path, namespace, "", make=True))
     with (
         contextlib.suppress(FileExistsError),
-        open(os.path.join(path, "CACHEDIR.TAG"), "x", encoding="ascii") as file,
+        open(
+            os.path.join(path, "CACHEDIR.TAG"),
+            "x",
+            encoding="ascii",
+            opener=lambda name, flags: os.open(name, flags, 0o644),
+        ) as file,
     ):
         file.write(_TAG)
     for name in STORE_DIRECTORIES:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from cachekit.model import StoreAddress
-from cachekit.store.layout import open_part
+from cachekit.store.layout import open_part, open_to_all
 from cachekit.system.clock import now_ns
 from cachekit.system.files import opened
 from cachekit.system.machine import machine_name
@@ -40,8 +40,9 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 def record(address: StoreAddress | str, events: Iterable[Event]) -> int:
     """Write events into the ledger of the store that they are about; return how many lines were written.
 
-    Never raises and changes nothing else: without a store nothing is made, and a full or read-only disk, a FIFO or a
-    link in the ledger's place, or a lack of permission mean that nothing is written.
+    Nothing is written into a store that is read-only for this job, or that everybody may write to. Never raises and
+    changes nothing else: without a store nothing is made, and a full or read-only disk, a FIFO or a link in the
+    ledger's place, or a lack of permission mean that nothing is written.
     """
     if os.environ.get(OFF, "").lower() in {"off", "0", "no", "false"}:
         return 0
@@ -54,6 +55,8 @@ def record(address: StoreAddress | str, events: Iterable[Event]) -> int:
 
 def _append(address: StoreAddress, events: Iterable[Event]) -> Iterator[int]:
     path = os.path.abspath(os.path.expanduser(address.path))
+    if address.read_only or not (address.open_to_all or open_to_all(path, address.namespace) is None):
+        return
     place = open_part(path, address.namespace, "")
     try:
         with contextlib.suppress(FileExistsError):  # stores made before there were events have none

@@ -27,7 +27,7 @@ from tests.support.trees import make_tree
     [
         (["bogus"], "No such command"),
         (["--bogus"], "--bogus"),
-        (["save"], "PATH"),
+        (["save"], "--key"),
         (["save", "t"], "--key"),
         (["save", "t", "--key"], "--key"),
         (["save", "--key", "k", "t", "--changed", "maybe"], "skip"),

@@ -5,32 +5,22 @@
 
 from __future__ import annotations
 
-import os
 import pkgutil
-import re
-import stat
-import tomllib
 
 from cachekit.clean.model import STAGES, Goal, Plan, Rule, Stage, StagePlan
-from cachekit.clean.plan.lines import Lines
 from cachekit.clean.plan.rules import read_rules
-from cachekit.clean.plan.table import NAME, Notes, Problem, Table
-from cachekit.clean.plan.values import nearest, read_amount, read_inodes, read_percent, shown
+from cachekit.clean.plan.values import read_amount, read_inodes
 from cachekit.errors import InvalidRequest, PlanInvalid
+from cachekit.tables.document import MAX_BYTES, decoded, read_file, values_of
+from cachekit.tables.table import NAME, Notes, Problem, Table
+from cachekit.tables.values import nearest, read_percent, shown
 
 __all__ = ["FORMAT", "MAX_BYTES", "Problem", "load", "parse", "problems", "read_text", "shipped"]
 
 FORMAT = 1
-MAX_BYTES = 1 << 20
 
 #: In the order in which they are listed; a test compares them with the files.
 _SHIPPED = ("github-hosted", "self-hosted", "generic")
-#: A key, or a part of one. Whatever could hide one (texts, comments) is matched first.
-_PART = r"""(?:[\w-]++|"(?:\\.|[^"\\\n])*+"|'[^'\n]*+')"""
-_HIDES = r'''"""(?:\\.|[^\\])*?"{3,5}|'{3}.*?'{3,5}|#[^\n]*+'''
-#: tomllib takes time and memory by the square of a key's parts.
-_LONG_KEY = re.compile(rf"{_HIDES}|(?P<long>(?:{_PART}[ \t]*+\.[ \t]*+){{16}})|{_PART}", re.DOTALL)
-_PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 
 def shipped() -> list[str]:
@@ -58,42 +48,21 @@ def read_text(source: str) -> str:
         else _content(source)
     )
     assert raw is not None  # the loader of a package can read
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise _invalid(source, [Problem(line, None, "it is not UTF-8", "save the file as UTF-8")]) from None
+    text = decoded(raw)
+    if isinstance(text, Problem):
+        raise _invalid(source, [text])
+    return text
 
 
 def _content(source: str) -> bytes:
     try:
-        # Opening a FIFO would wait for a writer.
-        fd = os.open(os.fsencode(source), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        return read_file(source, "plan", PlanInvalid)
     except (FileNotFoundError, NotADirectoryError):
         if "/" in source or source.endswith(".toml"):
             raise InvalidRequest("there is no such plan file", path=source, hint="check the path") from None
         raise InvalidRequest(
             f"there is no plan {shown(source)}", hint=f"{nearest(source, _SHIPPED)}; or name a file"
         ) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InvalidRequest(f"the plan file cannot be opened: {reason}", path=source) from None
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise PlanInvalid("a plan is a regular file", path=source, hint="write it into a file first")
-        parts, left = [], MAX_BYTES + 1
-        while left and (part := os.read(fd, left)):
-            parts.append(part)
-            left -= len(part)
-    except OSError as error:
-        raise InvalidRequest(f"the plan file cannot be read: {error.strerror}", path=source) from None
-    finally:
-        os.close(fd)
-    if not left:
-        raise PlanInvalid(
-            "the file is larger than a plan can be", path=source, expected=f"at most {MAX_BYTES} bytes"
-        )
-    return b"".join(parts)
 
 
 def parse(text: str, source: str) -> Plan:
@@ -133,19 +102,10 @@ def _invalid(source: str, faults: list[Problem]) -> PlanInvalid:
 
 
 def _examine(text: str, source: str) -> tuple[Plan | None, list[Problem]]:
-    long = next((match for match in _LONG_KEY.finditer(text) if match["long"]), None)
-    if long is not None:
-        line = text.count("\n", 0, long.start()) + 1
-        return None, [Problem(line, None, "a key of more than 16 parts")]
-    try:
-        values = tomllib.loads(text)
-        notes = Notes(Lines(text.replace("\r\n", "\n")))
-    except RecursionError:
-        return None, [Problem(1, None, "its values are nested too deeply")]
-    except ValueError as error:  # also a number of more digits than Python converts
-        place = _PLACE.search(str(error))
-        line = int(place[1]) if place and place[1] else text.count("\n") + 1 if place else 1
-        return None, [Problem(line, None, "not TOML: " + _PLACE.sub("", str(error)))]
+    found = values_of(text)
+    if isinstance(found, Problem):
+        return None, [found]
+    values, notes = found
     plan = _plan(Table(notes, values, ()), notes, source)
     return plan, sorted(notes.problems, key=lambda problem: problem.line)
 

@@ -9,18 +9,11 @@ from typing import Any
 
 from cachekit.clean.environment import ENVIRONMENTS
 from cachekit.clean.model import CATEGORIES, DOCKER_ACTIONS, Command, Conditions, Docker, Paths, Rule
-from cachekit.clean.plan.lines import Place
 from cachekit.clean.plan.patterns import directory_fault, exclude_fault, pattern_fault
-from cachekit.clean.plan.table import NAME, Notes, Table
-from cachekit.clean.plan.values import (
-    nearest,
-    read_amount,
-    read_duration,
-    read_seconds,
-    read_size,
-    read_whole,
-    shown,
-)
+from cachekit.clean.plan.values import read_amount
+from cachekit.tables.lines import Place
+from cachekit.tables.table import NAME, Notes, Table
+from cachekit.tables.values import nearest, read_duration, read_seconds, read_size, read_whole, shown
 
 __all__ = ["read_rules"]
 

@@ -1,15 +1,16 @@
-"""Tables of a plan file, read key by key: every fault is noted with its line, and reading goes on."""
+"""Tables of a TOML file, read key by key: every fault is noted with its line, and reading goes on."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from cachekit.clean.plan.lines import Lines, Place
-from cachekit.clean.plan.values import nearest, shown
 from cachekit.errors import InvalidRequest
+from cachekit.tables.lines import Lines, Place
+from cachekit.tables.values import nearest, shown
 
 __all__ = ["NAME", "Notes", "Problem", "Table"]
 
@@ -24,13 +25,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault of a plan file. ``rule``: the id of the rule that it is in, if any. A warning lets the plan be used."""
+    """One fault of a file. A warning lets it be used.
+
+    ``rule``: the id of a plan's rule that it is in, if any; ``key``: the dotted name of the key or table it is about.
+    """
 
     line: int
     rule: str | None
     message: str
     hint: str = ""
     warning: bool = False
+    key: str = ""
 
 
 @dataclass(slots=True)
@@ -45,13 +50,23 @@ class Notes:
         self, place: Place, rule: str | None, message: str, hint: str = "", *, warning: bool = False
     ) -> None:
         """Note a problem at ``place``, unless there are so many that one more helps nobody."""
-        self.at(self.lines.of(place), rule, message, hint, warning=warning)
+        key = ".".join(itertools.takewhile(lambda part: isinstance(part, str), place))  # type: ignore[arg-type]
+        self.at(self.lines.of(place), rule, message, hint, warning=warning, key=key)
 
-    def at(self, line: int, rule: str | None, message: str, hint: str = "", *, warning: bool = False) -> None:
+    def at(
+        self,
+        line: int,
+        rule: str | None,
+        message: str,
+        hint: str = "",
+        *,
+        warning: bool = False,
+        key: str = "",
+    ) -> None:
         """Note a problem in ``line``."""
         self._counts[warning] += 1  # apart: warnings must not hide a fault
         if self._counts[warning] <= _MOST:
-            self.problems.append(Problem(line, rule, message, hint, warning))
+            self.problems.append(Problem(line, rule, message, hint, warning, key))
 
 
 class Table:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachekit.clean.plan.file import problems
-from cachekit.clean.plan.lines import Lines, Place
+from cachekit.tables.lines import Lines, Place
 
 TEXT = '''# a comment with [[rule]] and "quotes
 format = 1
