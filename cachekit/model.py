@@ -12,6 +12,7 @@ from cachekit.errors import InvalidRequest
 
 __all__ = [
     "JOURNAL_NAME",
+    "LOCKS_NAME",
     "ROOT_PREFIX",
     "STAGED",
     "STAGING_PREFIX",
@@ -42,6 +43,9 @@ MAX_KEY_BYTES = 512
 STAGING_PREFIX = b".cachekit-"
 JOURNAL_NAME = "journal.json"
 STAGED = b"new"
+
+#: The directory of named locks in a shared directory (``lock run --dir``): a walk leaves it out, locks are no content.
+LOCKS_NAME = b".cachekit-locks"
 
 
 @dataclass(frozen=True, slots=True, order=True)

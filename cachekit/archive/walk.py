@@ -31,7 +31,7 @@ from cachekit.archive.format import (
 from cachekit.archive.index import Index, Segments
 from cachekit.archive.names import Roots
 from cachekit.errors import NameConflict, NothingMatched, SourceUnreadable, UnfinishedTarget
-from cachekit.model import JOURNAL_NAME, ROOT_PREFIX, STAGING_PREFIX, Target
+from cachekit.model import JOURNAL_NAME, LOCKS_NAME, ROOT_PREFIX, STAGING_PREFIX, Target
 from cachekit.system.files import open_directory
 
 __all__ = ["FRAME_JOB", "PART_JOB", "Walk", "find_segments"]
@@ -184,6 +184,9 @@ class Walk:
     def _left_out(self, name: bytes, status: os.stat_result, fd: int) -> bool:
         if (status.st_dev, status.st_ino) in self.avoid:
             self._skip("the store itself")
+            return True
+        if name == LOCKS_NAME:
+            self._skip("named locks")
             return True
         if name.startswith(STAGING_PREFIX):
             try:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 
-__all__ = ["ENTRY_NAME", "NAMESPACE", "STRIPES", "create", "default_store"]
+__all__ = ["ENTRY_NAME", "NAMESPACE", "STRIPES", "create", "default_store", "named_locks"]
 
 VERSION = "v1"
 #: Until namespaces can be configured, everything lives in this one.
@@ -28,6 +28,11 @@ def default_store() -> str:
     if chosen:
         return chosen
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cachekit")
+
+
+def named_locks(path: str) -> str:
+    """Return the directory of the locks of ``cachekit lock run``: one for all namespaces. It may not exist."""
+    return os.path.join(path, VERSION, "named-locks")
 
 
 def create(path: str) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ProcessIdentity", "current", "parse", "run_limited", "running_programs"]
+__all__ = ["ProcessIdentity", "current", "identity_of", "parse", "run_limited", "running_programs"]
 
 
 def _boot_id() -> str:
@@ -64,6 +64,12 @@ def current() -> ProcessIdentity:
     """Return the identity of the calling process."""
     pid = os.getpid()
     return ProcessIdentity(_boot_id(), _pid_namespace(), pid, _start_time(pid) or "0")
+
+
+def identity_of(pid: int) -> ProcessIdentity | None:
+    """Return the identity of a process that we can see; None if there is none of that number (any more)."""
+    start = _start_time(pid)
+    return None if start is None else ProcessIdentity(_boot_id(), _pid_namespace(), pid, start)
 
 
 def parse(text: str) -> ProcessIdentity | None:

@@ -16,9 +16,16 @@ __all__ = [
     "mount_points",
     "pool_of",
     "room",
+    "unescape",
 ]
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+def unescape(field: bytes) -> bytes:
+    """Return a field of mountinfo as it is: blanks and backslashes are octal there (proc(5))."""
+    return _OCTAL.sub(lambda m: bytes([int(m[1], 8)]), field)
+
 
 #: Filesystems of one host, on which flock excludes every process that can see the file.
 _LOCAL_TYPES = frozenset(
@@ -104,7 +111,7 @@ def pool_of(path: bytes) -> int:
         with open("/proc/self/mountinfo", "rb") as file:
             for line in file:
                 fields = line.split(b" ", 5)
-                if _OCTAL.sub(lambda m: bytes([int(m[1], 8)]), fields[4]) == point:
+                if unescape(fields[4]) == point:
                     device = fields[2]  # the last one: it covers what was mounted there before
     except OSError:
         pass
@@ -133,7 +140,7 @@ def mount_points() -> set[bytes]:
     """Return the paths at which something is mounted, bind mounts included. Linux only: elsewhere none is known."""
     try:
         with open("/proc/self/mountinfo", "rb") as file:
-            return {_OCTAL.sub(lambda m: bytes([int(m[1], 8)]), line.split(b" ")[4]) for line in file}
+            return {unescape(line.split(b" ")[4]) for line in file}
     except OSError:
         return set()
 

@@ -14,7 +14,9 @@ from tests.crash.scene import PLACES, Mode, Scene, assert_each_whole, content, d
 from tests.support.capabilities import requires
 from tests.support.snapshots import Snapshot, assert_same_tree
 
-STEPS = [step for step in steps.STEPS if not step.startswith("clean.")]  # those are in tests/removal
+STEPS = [
+    step for step in steps.STEPS if not step.startswith(("clean.", "lock."))
+]  # those are in tests/removal and tests/lock
 SAVE = [step for step in STEPS if step.startswith("save.")]
 SAVES = {
     "new key": SAVE,
