@@ -31,12 +31,18 @@ def _pid_namespace() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return the process's start in clock ticks since boot (field 22 of /proc/PID/stat, see proc(5)), or None."""
+    """Return the process's start in clock ticks since boot (field 22 of /proc/PID/stat, see proc(5)), or None.
+
+    None also for one that has ended and that nobody waited for, as is usual in containers: it does nothing any more.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The command name is in parentheses and may contain anything: count fields after the last ")".
-            return file.read().rpartition(b")")[2].split()[19].decode("ascii")
-    except (OSError, IndexError):
+            fields = file.read().rpartition(b")")[2].split()
+        # A process whose first thread alone has ended looks the same, but for the number of threads.
+        ended = fields[0] in {b"Z", b"X"} and int(fields[17]) <= 1
+        return None if ended else fields[19].decode("ascii")
+    except (OSError, IndexError, ValueError):
         return None
 
 

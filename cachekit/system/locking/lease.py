@@ -185,7 +185,7 @@ class Lease:
         known = records.decode(data)
         if known is not None and (known.released or known.holder.proven_dead()):
             return True
-        before, since = self._seen.get(name, (b"", now))
+        before, since = self._seen.get(name, (None, now))
         if before != data:
             self._seen[name] = (data, now)
             return False
