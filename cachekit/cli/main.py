@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "clean": ("cachekit.cli.clean", "clean", "Free disk space by a staged plan, until a goal is met."),
     "disk": ("cachekit.cli.disk", "disk", "Show what fills the disk, and keep a reserve."),
     "lock": ("cachekit.cli.lock", "lock", "Run a command while holding a lock."),
+    "doctor": ("cachekit.cli.doctor", "doctor", "Measure what a filesystem does, and what follows."),
     "demo": ("cachekit.cli.demo", "demo", "Watch a save, a restore and a refusal in ten seconds."),
 }
 

@@ -21,7 +21,9 @@ __all__ = [
     "pwrite_all",
     "random_name",
     "reachable",
+    "read_if_there",
     "remove_tree",
+    "rename_file",
     "replace_file",
 ]
 
@@ -159,6 +161,23 @@ def replace_file(name: str, data: bytes, dir_fd: int) -> None:
             os.unlink(temporary, dir_fd=dir_fd)
         raise
     fsync_directory(dir_fd)
+
+
+def read_if_there(name: str, dir_fd: int, size: int = 1 << 16) -> bytes | None:
+    """Return the first ``size`` bytes of a file, opened anew; None if there is no such name. Raises OSError."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return None
+    try:
+        return pread_exactly(fd, size, 0)
+    finally:
+        os.close(fd)
+
+
+def rename_file(old: str, new: str, dir_fd: int) -> None:
+    """Give a file another name in its directory, over whatever has that name. Not made durable. Raises OSError."""
+    os.rename(old, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
 
 
 def make_private_directory(path: bytes | str, mode: int = 0o700, *, dir_fd: int | None = None) -> bool:

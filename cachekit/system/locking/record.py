@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from cachekit.system import process
 from cachekit.system.clock import host_name, now_ns
-from cachekit.system.files import pread_exactly, pwrite_all
+from cachekit.system.files import pwrite_all, read_if_there
 
 __all__ = ["SIZE", "Holder", "Record", "decode", "encode", "myself", "read", "rewrite"]
 
@@ -25,7 +25,6 @@ SIZE = 4096
 #: The longest lease that a record can claim, in seconds: more is a fault or an attack.
 MAX_LENGTH = 3600.0
 _COMMAND = 200
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -147,14 +146,7 @@ def _name(value: Any) -> str:
 
 def read(name: str, dir_fd: int) -> bytes | None:
     """Return the bytes of a record's file as they are on its server now; None if there is none. Raises OSError."""
-    try:
-        fd = os.open(name, _READ, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return None
-    try:
-        return pread_exactly(fd, SIZE, 0)
-    finally:
-        os.close(fd)
+    return read_if_there(name, dir_fd, SIZE)
 
 
 def rewrite(name: str, record: Record, dir_fd: int) -> None:
