@@ -96,7 +96,7 @@ def _findings(dir_fd: int) -> list[Finding]:
         _ask(
             "rename",
             lambda: contest.rename_is_atomic(dir_fd),
-            _yes("a name is replaced in one step", "rename"),
+            _yes("a name that is replaced is always there, and whole", "rename"),
         ),
         _ask(
             "exchange",

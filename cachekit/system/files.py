@@ -13,6 +13,7 @@ from cachekit.system.space import mount_points
 __all__ = [
     "exists",
     "fsync_directory",
+    "list_anew",
     "make_private_directory",
     "open_directory",
     "open_to_look",
@@ -161,6 +162,18 @@ def replace_file(name: str, data: bytes, dir_fd: int) -> None:
             os.unlink(temporary, dir_fd=dir_fd)
         raise
     fsync_directory(dir_fd)
+
+
+def list_anew(dir_fd: int) -> list[str]:
+    """Return the names in an open directory. Raises OSError.
+
+    Through a descriptor of its own: over sshfs one that was listed before lists nothing the second time.
+    """
+    fd = os.open(".", DIRECTORY_FLAGS, dir_fd=dir_fd)
+    try:
+        return os.listdir(fd)
+    finally:
+        os.close(fd)
 
 
 def read_if_there(name: str, dir_fd: int, size: int = 1 << 16) -> bytes | None:

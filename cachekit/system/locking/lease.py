@@ -26,7 +26,7 @@ import re
 import time
 from dataclasses import replace
 
-from cachekit.system.files import pwrite_all, random_name
+from cachekit.system.files import list_anew, pwrite_all, random_name, read_if_there
 from cachekit.system.locking import record as records
 from cachekit.system.locking.record import Holder, Record
 from cachekit.system.steps import step
@@ -37,6 +37,8 @@ LEASE_SECONDS = 60.0
 MIN_LEASE_SECONDS = 1.0
 #: Old records that are kept, so that a taker with an old listing meets a taken name.
 _KEPT = 32
+#: Says from which number on the records are there, for who gets an old listing, or none.
+_FLOOR, _DIGITS = "floor", 20
 _LEASE = re.compile(r"lease\.([1-9][0-9]{0,15})")
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 #: sftp has one word for every refusal, which sshfs turns into EPERM: what was refused is looked up afterwards.
@@ -45,7 +47,7 @@ _REFUSED = {errno.EEXIST, errno.EPERM, errno.EIO, errno.ENOSYS, errno.EOPNOTSUPP
 
 def in_use(dir_fd: int) -> bool:
     """Return True if a lease was ever made in the directory: from then on every host must use one."""
-    return any(_LEASE.fullmatch(name) for name in os.listdir(dir_fd))
+    return any(_LEASE.fullmatch(name) for name in list_anew(dir_fd))
 
 
 class Lease:
@@ -96,7 +98,7 @@ class Lease:
         newest = _newest(self._dir_fd)
         shares: tuple[str, ...] = ()
         if newest:
-            if not self._over(f"lease.{newest}"):
+            if not self._over(f"lease.{newest}", missing=False):
                 return False
             shares = self._shares_of(newest)
         nonce = self._mine.nonce
@@ -171,17 +173,20 @@ class Lease:
         # A damaged record does not tell: then every shared record that is to be seen counts.
         return tuple(
             name.removeprefix("share.")
-            for name in os.listdir(self._dir_fd)
+            for name in list_anew(self._dir_fd)
             if re.fullmatch(r"share\.[0-9a-f]{16}", name)
         )
 
-    def _over(self, name: str) -> bool:
-        """Return True if the record counts no more; what is watched for this must be asked for again and again."""
+    def _over(self, name: str, *, missing: bool = True) -> bool:
+        """Return True if the record counts no more; what is watched for this must be asked for again and again.
+
+        ``missing`` is the answer if there is none: a lease that is listed and not there shows an old listing.
+        """
         data = records.read(name, self._dir_fd)
         now = time.monotonic()
         if data is None:
             self._seen.pop(name, None)
-            return True
+            return missing
         known = records.decode(data)
         if known is not None and (known.released or known.holder.proven_dead()):
             return True
@@ -240,16 +245,35 @@ class Lease:
         with contextlib.suppress(OSError):
             for nonce in over:
                 os.unlink(f"share.{nonce}", dir_fd=self._dir_fd)
-            for name in os.listdir(self._dir_fd):
-                match = _LEASE.fullmatch(name)
-                if match and int(match[1]) <= self._generation - _KEPT:
-                    os.unlink(name, dir_fd=self._dir_fd)
+            lowest = self._generation - _KEPT
+            old = [int(match[1]) for name in list_anew(self._dir_fd) if (match := _LEASE.fullmatch(name))]
+            old = sorted(number for number in old if number < lowest)
+            if old:
+                self._write_floor(lowest)
+            for number in old:  # the lowest first: no gaps
+                os.unlink(f"lease.{number}", dir_fd=self._dir_fd)
+
+    def _write_floor(self, lowest: int) -> None:
+        fd = os.open(
+            _FLOOR, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660, dir_fd=self._dir_fd
+        )
+        try:
+            pwrite_all(fd, b"%0*d" % (_DIGITS, lowest), 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _newest(dir_fd: int) -> int:
-    """Return the highest number that is taken; 0 for none. A listing may be old, opening a name is not."""
-    found = [int(match[1]) for name in os.listdir(dir_fd) if (match := _LEASE.fullmatch(name))]
+    """Return the highest number that is taken; 0 for none. A listing may be old, opening a name is not.
+
+    Numbers are removed from the lowest on, so the taken ones are a row without gaps that begins at the floor or below.
+    """
+    found = [int(match[1]) for name in list_anew(dir_fd) if (match := _LEASE.fullmatch(name))]
+    floor = read_if_there(_FLOOR, dir_fd, _DIGITS) or b""
     newest = max(found, default=0)
+    if len(floor) == _DIGITS and floor.isdigit():
+        newest = max(newest, int(floor))
     while _there(f"lease.{newest + 1}", dir_fd):
         newest += 1
     return newest

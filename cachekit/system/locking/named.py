@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 
 from cachekit.model import Key, safe_characters
 from cachekit.system.files import (
+    list_anew,
     open_directory,
     pread_exactly,
     pwrite_all,
@@ -62,7 +63,7 @@ class _Sign:
             self.remove()
         self.record = Record(holder, nonce)
         try:
-            pwrite_all(self.fd, records.encode(self.record), 0)
+            _write(self.fd, records.encode(self.record))
         except BaseException:
             self.remove()
             raise
@@ -70,7 +71,7 @@ class _Sign:
     def update(self, holder: Holder) -> None:
         """Say something else from now on."""
         self.record = replace(self.record, holder=holder)
-        pwrite_all(self.fd, records.encode(self.record), 0)
+        _write(self.fd, records.encode(self.record))
 
     def remove(self) -> None:
         """Take it away, also for those who inherited it."""
@@ -177,8 +178,11 @@ class NamedLock:
 
     def in_the_way(self) -> list[Holder]:
         """Return who holds the lock, as far as is known."""
+        me = self.holder.identities[0]
         with contextlib.suppress(OSError):
-            return _holders(self.dir_fd, excluding=self._excludes)
+            return [
+                one for one in _holders(self.dir_fd, excluding=self._excludes) if me not in one.identities
+            ]
         return []
 
     def _unsign(self) -> None:
@@ -206,6 +210,12 @@ class NamedLock:
         return told
 
 
+def _write(fd: int, data: bytes) -> None:
+    """Write a small file so that other hosts see it now: network filesystems write when a file is closed."""
+    pwrite_all(fd, data, 0)
+    os.close(os.dup(fd))
+
+
 def _open_lock(name: str, dir_fd: int) -> int:
     flags = os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -218,7 +228,7 @@ def _write_name(fd: int, name: Key) -> None:
     """Let the lock's file say which lock it is: everybody writes the same."""
     if not os.fstat(fd).st_size:
         with contextlib.suppress(OSError):
-            pwrite_all(fd, json.dumps({"name": name.text}).encode("ascii") + b"\n", 0)
+            _write(fd, json.dumps({"name": name.text}).encode("ascii") + b"\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +284,7 @@ def _holders(dir_fd: int, *, excluding: bool) -> list[Holder]:
 
 def _signed(dir_fd: int, role: str, *, excluding: bool) -> Iterator[Holder]:
     """Yield those whose record counts; remove what was certainly left behind."""
-    for name in sorted(os.listdir(dir_fd)):
+    for name in sorted(list_anew(dir_fd)):
         match = _SIGN.fullmatch(name)
         if match and match[1] == role:
             with contextlib.suppress(OSError):
