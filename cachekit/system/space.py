@@ -145,8 +145,9 @@ def mount_points() -> set[bytes]:
         return set()
 
 
-def flock_excludes(fd_or_path: int | str | bytes) -> bool:
-    """Return True where flock is known to exclude every other user of the file, that is on local filesystems."""
-    kind = filesystem_type(fd_or_path)
-    # btrfs subvolumes have device numbers of their own that mountinfo does not list.
-    return kind in _LOCAL_TYPES or (kind == "unknown" and os.path.exists("/proc/fs/btrfs"))
+def flock_excludes(kind: str) -> bool:
+    """Return True where flock is known to exclude every other user of a file: on filesystems of one host.
+
+    ``kind`` is the kernel's name of the filesystem, as of the mount: btrfs's device numbers lead to no mount.
+    """
+    return kind in _LOCAL_TYPES

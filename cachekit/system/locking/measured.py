@@ -107,11 +107,9 @@ def remember(mount: Mount, *, flock: bool, fcntl: bool | None, hosts: int) -> No
 
 
 def excludes(fd_or_path: int | str | bytes) -> bool:
-    """Return True where flock excludes every other user of the file: measured, or known of local filesystems.
-
-    Raises OSError if there is no such file.
-    """
-    known = recall(mount_under(fd_or_path))
+    """Return True where flock excludes every other user of the file: measured, or known of local filesystems."""
+    mount = mount_under(fd_or_path)
+    known = recall(mount)
     if known is not None and (not known.flock or known.hosts > 1):
         return known.flock
-    return space.flock_excludes(fd_or_path)
+    return space.flock_excludes(mount.kind)
