@@ -66,7 +66,8 @@ def _append(address: StoreAddress, events: Iterable[Event]) -> Iterator[int]:
             fd = os.open(f"{machine_name()}-{_month(now)}.jsonl", _WRITE, 0o640, dir_fd=folder)
             try:
                 info = os.fstat(fd)
-                if not stat.S_ISREG(info.st_mode) or info.st_size > _LARGEST:
+                # With a second name it is somebody's file that was linked here to be written to.
+                if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1 or info.st_size > _LARGEST:
                     return
                 # A full disk may have cut the last line.
                 cut = info.st_size > 0 and os.pread(fd, 1, info.st_size - 1) != b"\n"
