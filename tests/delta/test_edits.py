@@ -289,3 +289,20 @@ def test_an_attribute_changes_only_the_ctime(scene: Scene) -> None:
     assert report.unchanged
     assert report.copied_bytes
     scene.listed(report)
+
+
+@pytest.mark.parametrize("how", ["added", "removed"])
+def test_a_directory_that_got_its_time_back(scene: Scene, how: str) -> None:
+    """A name more or less is seen though the directory has its old time."""
+    place = scene.tree / "p1/sub"
+    scene.save("k-1")
+    info = place.stat()
+    if how == "added":
+        (place / "new").write_bytes(b"new")
+    else:
+        (place / "g1").unlink()
+    os.utime(place, ns=(1, info.st_mtime_ns))
+    report = scene.proved("k-2")
+    assert report.copied_bytes
+    assert not report.unchanged
+    scene.listed(report)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cachekit.archive import record
 from cachekit.archive.pack import Packer
 from cachekit.cache import inplace
 from cachekit.cache import save as saving
@@ -165,6 +166,7 @@ def test_a_tree_that_changes_while_it_is_saved(
             assert report.status == "saved"
             assert report.copied_bytes
             assert report.changed == ["tree/p3/f0"]
+            assert record.load(bytes(scene.tree)) is None  # its rows would be others than the entry's
     whole(scene.store, 1 if how == "refuse" else 2)
     report = scene.proved("k-3")
     assert report.copied_bytes
