@@ -41,6 +41,7 @@ class Known:
     ctimes: array[int]
     #: Rows of files with further names, ascending.
     linked: array[int]
+    linked_rows: frozenset[int]
     device: int
     directory_rows: array[int] = field(default_factory=lambda: array("I"))
     allocated: array[int] = field(default_factory=lambda: array("Q"))

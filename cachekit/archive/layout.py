@@ -62,8 +62,6 @@ class Layout:
     #: A value for each row of the index.
     inodes: array[int] = field(default_factory=lambda: array("Q"))
     ctimes: array[int] = field(default_factory=lambda: array("q"))
-    #: Rows of files with further names.
-    linked: array[int] = field(default_factory=lambda: array("I"))
     #: What the files occupy on disk.
     allocated_bytes: int = 0
     #: What was left out, by reason.
@@ -155,15 +153,8 @@ class Layout:
             self.cut()
         return True
 
-    def append(
-        self, path: bytes, member: tuple[Any, ...], *, sure: bool, further_names: bool = False
-    ) -> None:
-        """Append a member to the index and to the frame.
-
-        ``sure`` if its content is known to be the base's, ``further_names`` if it is one of several names of a file.
-        """
-        if further_names:
-            self.linked.append(len(self.index))
+    def append(self, path: bytes, member: tuple[Any, ...], *, sure: bool) -> None:
+        """Append a member to the index and to the frame; ``sure`` if its content is known to be the base's."""
         size = member[5]
         head = header.length(
             path,
@@ -371,7 +362,7 @@ class Layout:
         frame, behind = base.frames[first], base.frames[last]
         here, shift = len(index), self._frame - frame
         for row in known.linked_between(first, last):
-            self._take_link(known, row, here + row - first)
+            self._take_link(known, row)
         if base.sparse:
             index.sparse |= {here + r - first: v for r, v in base.sparse.items() if first <= r < last}
         begin, end = self.base.link_ordinal(first), self.base.link_ordinal(last)
@@ -410,9 +401,10 @@ class Layout:
             or uid > header.PLAIN_ID
             or gid > header.PLAIN_ID
             or row in base.sparse
-            or known.linked
         ):
             return False
+        if row in known.linked_rows:
+            self._take_link(known, row)
         total = 512 + (size + 511 & -512)
         if self._frame_bytes and self._frame_bytes + total > FRAME_SIZE:
             self.cut()
@@ -451,8 +443,8 @@ class Layout:
         if kind == DIRECTORY or not self.groups or self.groups[-1][:2] != (parent, root_number):
             directory = parent[len(prefix) : -1] or NO_PARENT
             self.groups.append((parent, root_number, directory, []))
-        if known.linked_between(row, row + 1):
-            self._take_link(known, row, len(self.index))
+        if row in known.linked_rows:
+            self._take_link(known, row)
         link = base.links[self.base.link_ordinal(row)] if kind in LINK_KINDS else b""
         real, segments = base.sparse.get(row, (-1, None))
         at = row - known.first
@@ -472,10 +464,9 @@ class Layout:
         )
         self.append(path, member, sure=True)
 
-    def _take_link(self, known: Known, row: int, here: int) -> None:
+    def _take_link(self, known: Known, row: int) -> None:
         """Remember a file with further names, which may be met where nothing is known."""
         assert self.base is not None
-        self.linked.append(here)
         if self.base.index.kinds[row] == FILE:
             key = known.device, known.inodes[row - known.first]
             self.links.setdefault(key, self.base.index.paths[row])

@@ -46,9 +46,8 @@ _SECOND_NS = 1_000_000_000
 class Record:
     """What is known of one target. ``first`` is its first row in the entry's index; the columns begin there.
 
-    ``inodes`` and ``ctimes`` have a value for each row (``UNKNOWN`` for those that must be read again), ``linked`` the
-    rows of files with further names. ``store``, ``namespace`` and ``entry`` say where the entry lies, ``identity``
-    which one it is.
+    ``inodes`` and ``ctimes`` have a value for each row (``UNKNOWN`` for those that must be read again). ``store``,
+    ``namespace`` and ``entry`` say where the entry lies, ``identity`` which one it is.
     """
 
     identity: str
@@ -64,7 +63,6 @@ class Record:
     index_sha256: str
     inodes: array[int] = field(default_factory=lambda: array("Q"))
     ctimes: array[int] = field(default_factory=lambda: array("q"))
-    linked: array[int] = field(default_factory=lambda: array("I"))
     packed_index: bytes = b""
 
     def index(self) -> Index | None:
@@ -121,7 +119,6 @@ def store(target: bytes, record: Record) -> bool:
     facts |= {
         "boot": boot_id(),
         "rows": len(record.inodes),
-        "linked": len(record.linked),
         "packed": len(record.packed_index),
         "byteorder": sys.byteorder,
     }
@@ -131,7 +128,6 @@ def store(target: bytes, record: Record) -> bool:
             json.dumps(facts, ensure_ascii=True).encode("ascii") + b"\n",
             record.inodes.tobytes(),
             record.ctimes.tobytes(),
-            record.linked.tobytes(),
             record.packed_index,
         )
     )
@@ -178,7 +174,6 @@ def _parse(body: bytes) -> Record | None:
     columns = (
         (record.inodes, facts["rows"]),
         (record.ctimes, facts["rows"]),
-        (record.linked, facts["linked"]),
     )
     for column, count in columns:
         size = column.itemsize * count

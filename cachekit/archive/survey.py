@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cachekit.archive.base import Known
-from cachekit.archive.format import DIRECTORY, FILE, SYMLINK
+from cachekit.archive.format import DIRECTORY, FILE, HARDLINK, SYMLINK
 from cachekit.archive.index import Index
 from cachekit.archive.record import Record
 from cachekit.model import ROOT_PREFIX, Target
@@ -70,7 +70,8 @@ def survey(
         bytearray(last - first),
         record.inodes,
         record.ctimes,
-        record.linked,
+        array("I"),
+        frozenset(),
         record.device,
         array("I", [max(row, first) for row in plan.rows]),
         array("Q", bytes(8 * len(plan.rows))),
@@ -81,16 +82,18 @@ def survey(
     try:
         batches = iter(range(0, len(plan.rows), _BATCH))
         running = 0
+        linked: list[int] = []
         for number, begin in zip([*range(pool.count)] * 2, batches, strict=False):
             pool.send(number, begin)
             running += 1
         while running:
-            for worker, (begin, bad, further, allocated, excluded_names) in pool.poll(wait=True):
+            for worker, (begin, bad, further, several, allocated, excluded_names) in pool.poll(wait=True):
                 running -= 1
                 for row in bad:
                     known.bad[row - first] |= 1
                 for row in further:
                     known.bad[row - first] |= 2
+                linked += several
                 known.allocated[begin : begin + _BATCH] = array("Q", allocated)
                 known.excluded[begin : begin + _BATCH] = array("I", excluded_names)
                 following = next(batches, None)
@@ -100,6 +103,8 @@ def survey(
     finally:
         pool.close()
     known.directory_names = plan.names
+    known.linked = array("I", sorted(linked))
+    known.linked_rows = frozenset(linked)
     return known
 
 
@@ -124,7 +129,8 @@ def _plan(index: Index, target: Target, first: int, last: int) -> _Plan:
 
 class _Looker:
     """Handles the number of the first directory of a batch; replies (number, rows that are not as recorded, rows of
-    directories with further names, allocated bytes and names left out of each directory).
+    directories with further names, rows of files with further names, allocated bytes and names left out of each
+    directory).
     """
 
     def __init__(
@@ -147,14 +153,17 @@ class _Looker:
         count = min(_BATCH, len(self._plan.rows) - begin)
         bad: list[int] = []
         further: list[int] = []
+        several: list[int] = []
         allocated, excluded = array("Q"), array("I")
         for number in range(begin, begin + count):
-            blocks, left_out = self._directory(number, bad, further)
+            blocks, left_out = self._directory(number, bad, further, several)
             allocated.append(512 * blocks)
             excluded.append(left_out)
-        yield begin, bad, further, allocated.tobytes(), excluded.tobytes()
+        yield begin, bad, further, several, allocated.tobytes(), excluded.tobytes()
 
-    def _directory(self, number: int, bad: list[int], further: list[int]) -> tuple[int, int]:
+    def _directory(
+        self, number: int, bad: list[int], further: list[int], several: list[int]
+    ) -> tuple[int, int]:
         """Compare one directory and what lies in it directly. The loop runs once a file of the target."""
         plan, index, record = self._plan, self._index, self._record
         row, begin, end = plan.rows[number], plan.begins[number], plan.ends[number]
@@ -221,6 +230,10 @@ class _Looker:
                         bad.append(at)
                     elif kinds[at] == FILE:
                         blocks += status.st_blocks
+                        if status.st_nlink != 1:
+                            several.append(at)
+                    elif kinds[at] == HARDLINK:
+                        several.append(at)
         except OSError:
             bad += range(row if row >= 0 else begin, end)
         finally:

@@ -270,9 +270,7 @@ class Walk:
             segments,
         )
         sure = kind != FILE or self.layout.is_known(name, status)
-        self.layout.append(
-            path, member, sure=sure, further_names=kind_bits == S_IFREG and status.st_nlink > 1
-        )
+        self.layout.append(path, member, sure=sure)
 
 
 def _unreadable(error: OSError, path: bytes, what: str = "directory") -> SourceUnreadable:

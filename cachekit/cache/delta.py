@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from cachekit.archive import record as records
 from cachekit.archive.base import Base, Known
 from cachekit.archive.check import check_archive
-from cachekit.archive.format import HARDLINK, LINK_KINDS
-from cachekit.archive.index import Index
 from cachekit.archive.pack import zstd_version
 from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.record import Record
@@ -190,7 +188,6 @@ def _remember(
             seal.index_sha256,
             walk.layout.inodes[span.start : span.stop],
             ctimes,
-            array("I", [row for row in walk.layout.linked if row in span]),
             packed_index,
         )
         records.store(place, record)
@@ -230,21 +227,6 @@ def remember_restored(
         archive.seal.index_sha256,
         inodes[first:last],
         ctimes,
-        _linked(archive.index, first, last),
         archive.packed_index,
     )
     records.store(place, record)
-
-
-def _linked(index: Index, first: int, last: int) -> array[int]:
-    """Return the rows of files with several names in the entry, ascending."""
-    if HARDLINK not in index.kinds:
-        return array("I")
-    links = iter(index.links)
-    sources = {
-        link for kind in index.kinds if kind in LINK_KINDS for link in [next(links)] if kind == HARDLINK
-    }
-    return array(
-        "I",
-        [row for row in range(first, last) if index.kinds[row] == HARDLINK or index.paths[row] in sources],
-    )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from xxhash import xxh3_128_digest
 
 from cachekit.archive import record
 from cachekit.archive.layout import Layout
@@ -42,7 +43,8 @@ def flip(path: Path) -> None:
 
 
 def other_version(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b"CKRECORD1", b"CKRECORD2"))
+    body = path.read_bytes()[:-16].replace(b"CKRECORD1", b"CKRECORD9")
+    path.write_bytes(body + xxh3_128_digest(body))
 
 
 @pytest.mark.parametrize(
