@@ -131,6 +131,15 @@ def _hard_links() -> str:
     return ""
 
 
+def _second_platform() -> str:
+    if shutil.which("setarch") is None:
+        return "setarch is not installed"
+    done = subprocess.run(["setarch", "linux32", "uname", "-m"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return f"setarch: {done.stderr.strip()}"
+    return "" if done.stdout.strip() != os.uname().machine else "setarch does not change the architecture"
+
+
 def _docker() -> str:
     try:
         with docker.docker_engine():
@@ -155,6 +164,7 @@ PROBES: dict[str, Probe] = {
     "gnu_tar": lambda: _first(lambda: _tool("tar", says="GNU tar"), lambda: _tool("zstd")),
     "bsdtar": lambda: _tool("bsdtar", says="zstd"),
     "docker": _docker,
+    "second_platform": _second_platform,
     "indexed_zstd": lambda: _imports("indexed_zstd"),
 }
 
