@@ -28,6 +28,11 @@
     │   ├── Unreadable              9   unreadable
     │   ├── StoreUntrusted          9   store-untrusted
     │   └── StoreReadOnly           9   store-read-only
+    ├── LockBusy                  122   lock-busy
+    ├── NotRun                    125   not-run
+    │   └── LockLost              125   lock-lost
+    ├── NotExecutable             126   not-executable
+    ├── NotFound                  127   not-found
     └── Interrupted           130/143   interrupted
 
 An error means that a promise could not be kept. A miss is a value (see ``model.RestoreReport``), not an error; `Missed`
@@ -47,10 +52,15 @@ __all__ = [
     "GoalNotMet",
     "Interrupted",
     "InvalidRequest",
+    "LockBusy",
+    "LockLost",
     "LockTimeout",
     "Missed",
     "NameConflict",
     "NoSpace",
+    "NotExecutable",
+    "NotFound",
+    "NotRun",
     "NothingMatched",
     "PlanInvalid",
     "Refused",
@@ -311,6 +321,47 @@ class StoreReadOnly(StoreUnavailable):
     id = "store-read-only"
     meaning = "A save was asked for in a job that may only restore (--read-only); nothing was written."
     default_hint = "leave the save out for such jobs, or give them a part of the store with --scope NAME"
+
+
+class NotRun(CachekitError):
+    """A command that runs another one failed itself. Its codes are those that the other one hardly uses (env(1))."""
+
+    id = "not-run"
+    exit_code = 125
+    meaning = "A command that runs another one (`lock run`) failed itself; the other one was not run."
+
+
+class LockBusy(CachekitError):
+    """``holders`` (in fields) says who held it, as far as that is known."""
+
+    id = "lock-busy"
+    exit_code = 122
+    meaning = "Somebody else held the named lock for longer than was waited; the command was not run."
+    default_hint = "wait longer with --timeout; cachekit lock ls shows who holds it"
+
+
+class NotExecutable(CachekitError):
+    id = "not-executable"
+    exit_code = 126
+    meaning = "The command was found and cannot be executed."
+
+
+class NotFound(CachekitError):
+    id = "not-found"
+    exit_code = 127
+    meaning = "There is no such command."
+    default_hint = "check its name and $PATH; the command stands after --"
+
+
+class LockLost(NotRun):
+    """``command_exit`` (in fields) says how the command ended."""
+
+    id = "lock-lost"
+    meaning = "Another host took the lease over while the command ran; the command was stopped (SIGTERM)."
+    default_hint = (
+        "what the command shares may have been used by two at once: check it; a longer --lease-length, or a "
+        "filesystem on which locks exclude (cachekit doctor), makes this rarer"
+    )
 
 
 class Interrupted(CachekitError):

@@ -14,6 +14,8 @@ from cachekit.trust import ANYONE, Trust
 __all__ = [
     "JOURNAL_NAME",
     "LEVELS",
+    "LOCKS_NAME",
+    "NAMED_LOCKS",
     "ROOT_PREFIX",
     "STAGED",
     "STAGING_PREFIX",
@@ -49,6 +51,9 @@ LEVELS = range(-50, 23)
 STAGING_PREFIX = b".cachekit-"
 JOURNAL_NAME = "journal.json"
 STAGED = b"new"
+
+#: The directory of named locks in a shared directory (``lock run --dir``): a walk leaves it out, locks are no content.
+LOCKS_NAME = b".cachekit-locks"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -96,6 +101,8 @@ class Key:
 
 #: Directories of a namespace: no namespace may be called like one, for it would lie among them.
 STORE_DIRECTORIES = ("entries", "used", "tmp", "quarantine", "locks", "events", "pinned", "aliases")
+#: The locks of ``cachekit lock run``, which lie beside the namespaces.
+NAMED_LOCKS = "named-locks"
 _NAMESPACE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _MAX_NAMESPACE_PARTS = 8
 
@@ -115,12 +122,12 @@ class Namespace:
         plain, _, scope = self.text.partition("/@")
         parts = plain.split("/")
         for part in [*parts, scope] if "/@" in self.text else parts:
-            if not _NAMESPACE_PART.fullmatch(part) or part in STORE_DIRECTORIES:
+            if not _NAMESPACE_PART.fullmatch(part) or part in {*STORE_DIRECTORIES, NAMED_LOCKS}:
                 raise InvalidRequest(
                     f"{part!r} cannot be part of a namespace",
                     found=self.text,
                     expected="names of letters, digits, '.', '_' and '-', at most 64 of them, between slashes; none of "
-                    + ", ".join(STORE_DIRECTORIES),
+                    + ", ".join([*STORE_DIRECTORIES, NAMED_LOCKS]),
                 )
         if len(parts) > _MAX_NAMESPACE_PARTS:
             raise InvalidRequest(

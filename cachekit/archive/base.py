@@ -64,6 +64,8 @@ class Known:
     def sums(self, first: int, last: int) -> tuple[int, int]:
         """Return the allocated bytes and the number of names left out of the directories among these rows."""
         begin, end = bisect_left(self.directory_rows, first), bisect_left(self.directory_rows, last)
+        if not begin and not self.directory_names[0] and last - first < len(self.bad):
+            begin = 1  # a whole root has no row of its own: what lies in it begins with the first directory's
         return sum(self.allocated[begin:end]), sum(self.excluded[begin:end])
 
     def linked_between(self, first: int, last: int) -> array[int]:

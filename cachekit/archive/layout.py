@@ -20,7 +20,9 @@ from cachekit.archive.format import (
     FILE,
     FRAME_MINIMUM,
     FRAME_SIZE,
+    HARDLINK,
     LINK_KINDS,
+    SYMLINK,
     padded,
 )
 from cachekit.archive.index import Index, member_bytes
@@ -270,7 +272,11 @@ class Layout:
         if known is None:
             return False
         first, last = known.subtree(member_prefix[:-1])
-        if first < last and known.clean(first, last):
+        clean = first < last and known.clean(first, last)
+        if clean and known.linked_between(first, last):
+            self.take_pending()  # it may have first names of the same files
+            clean = self._links_hold(known, first, last)
+        if clean:
             # Together with what was taken over right before: frames hold more than one small directory.
             if self._pending is None or self._pending[1] != first:
                 self.take_pending()
@@ -288,6 +294,32 @@ class Layout:
             first, last, prefix, root_number = self._pending
             self._pending = None
             self._take(self.known, first, last, prefix, root_number)
+
+    def _links_hold(self, known: Known, first: int, last: int) -> bool:
+        """Return True if files with further names are met under the same first names as when the base was made.
+
+        Their stat values do not tell: a directory that is renamed takes the names in it along.
+        """
+        rows = known.linked_between(first, last)
+        if not rows:
+            return True
+        assert self.base is not None
+        base = self.base.index
+        link = self.base.link_ordinal(rows[0])
+        at = rows[0]
+        below: dict[tuple[int, int], bytes] = {}
+        for row in rows:
+            link += base.kinds.count(SYMLINK, at, row) + base.kinds.count(HARDLINK, at, row)
+            at = row
+            key = known.device, known.inodes[row - known.first]
+            name = self.links.get(key) or below.get(key)
+            if base.kinds[row] == FILE:
+                if name is not None:
+                    return False
+                below[key] = base.paths[row]
+            elif name != base.links[link]:
+                return False
+        return True
 
     def _rows_here(self, member_prefix: bytes, first: int, last: int) -> dict[bytes, int] | None:
         """Return the base's rows of the files in a directory that is not as it was, by name."""

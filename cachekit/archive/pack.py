@@ -19,7 +19,7 @@ from cachekit.archive.format import BLOCK, FILE, FRAME_LIMIT, FRAME_SIZE, FRAME_
 from cachekit.archive.index import Segments
 from cachekit.archive.layout import FRAME_JOB
 from cachekit.archive.read import decompress
-from cachekit.errors import Damaged, SourceUnreadable
+from cachekit.errors import Damaged, SourceUnreadable, Unreadable
 from cachekit.system.clock import now_ns
 from cachekit.system.files import open_directory, pwrite_all
 
@@ -98,7 +98,7 @@ class Packer:
                     whole = base.archive.frame(frame)
                     raw = decompress(self._decompressor, whole, base.index.raw_sizes[frame], "frames")
                     data = whole if raw == self._view[:size] else None
-            except Damaged:
+            except (Damaged, Unreadable):
                 return ROTTEN, frame
         copied = data is not None
         if data is None:

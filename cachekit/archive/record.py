@@ -25,8 +25,8 @@ from cachekit.archive.index import Index, decode
 from cachekit.archive.read import decompress
 from cachekit.errors import Damaged
 from cachekit.system.files import make_private_directory, put_in_place
+from cachekit.system.locking.measured import is_local
 from cachekit.system.process import boot_id
-from cachekit.system.space import is_local
 from cachekit.system.state import state_directory
 
 __all__ = ["UNKNOWN", "Record", "forget", "forget_unsettled", "load", "settled", "store"]

@@ -23,7 +23,7 @@ from cachekit.archive.layout import NO_PARENT, RESERVED, Layout
 from cachekit.archive.names import Roots
 from cachekit.archive.sparse import SPARSE_MINIMUM, segments_of
 from cachekit.errors import NameConflict, NothingMatched, SourceUnreadable, UnfinishedTarget
-from cachekit.model import JOURNAL_NAME, ROOT_PREFIX, STAGING_PREFIX, Target
+from cachekit.model import JOURNAL_NAME, LOCKS_NAME, ROOT_PREFIX, STAGING_PREFIX, Target
 from cachekit.system.files import open_directory
 
 __all__ = ["Walk"]
@@ -184,6 +184,9 @@ class Walk:
     def _left_out(self, name: bytes, status: os.stat_result, fd: int) -> bool:
         if (status.st_dev, status.st_ino) in self.avoid:
             self.layout.skip("the store itself")
+            return True
+        if name == LOCKS_NAME:
+            self.layout.skip("named locks")
             return True
         if name.startswith(STAGING_PREFIX):
             try:

@@ -73,7 +73,7 @@ class FileChanged(SourceChanged):
 
 
 class BaseRotten(Exception):
-    """A frame of the base is not what its index says: the entry must be written without it."""
+    """A frame of the base is not what its index says, or cannot be read: without it, then."""
 
 
 @dataclass(slots=True)
@@ -113,8 +113,8 @@ def write_entry(
     With a base in the walk, frames that are known or found to be the same are copied from it; the result is byte for
     byte the same as without (if level and zstd are the base's).
 
-    Raises BaseRotten if a frame to be copied is damaged, FileChanged if a file is not the same twice (with
-    ``skip_changed`` only for a file that has hard links or is cut into frames: leave it out and try again),
+    Raises BaseRotten if a frame to be copied is damaged or cannot be read, FileChanged if a file is not the same twice
+    (with ``skip_changed`` only for a file that has hard links or is cut into frames: leave it out and try again),
     SourceUnreadable, and OSError of the output.
     """
     clock = time.perf_counter

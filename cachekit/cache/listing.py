@@ -15,6 +15,7 @@ from cachekit.cache.verify import entries_of, is_file_argument, is_path
 from cachekit.errors import Missed
 from cachekit.model import StoreAddress
 from cachekit.store.directory import DirectoryStore
+from cachekit.store.upkeep import last_uses
 from cachekit.system.clock import this_platform
 from cachekit.trust import ANYONE, Trust
 
@@ -47,7 +48,7 @@ def list_entries(store: StoreAddress | str, prefix: str = "") -> list[EntryLine]
     """Return the entries whose key begins with ``prefix``, newest first. Raises StoreUnavailable."""
     lines = []
     place = DirectoryStore(store)
-    used, pins = place.last_uses(), place.pins()
+    used, pins = last_uses(place), place.pins()
     for candidate in place.candidates(prefix, None):
         seal = candidate.seal
         marks = used.get(candidate.name), candidate.name in pins

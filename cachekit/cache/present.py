@@ -293,20 +293,29 @@ def _place_of(destination: Destination, place: bytes, path: bytes) -> bytes:
 
 
 def _links_follow(index: Index, presence: Presence) -> None:
-    """A further name is right only if the file is: a file that is written anew is another file."""
+    """A further name is right only if it is one of the file, and the file is right: written anew, it is another file.
+
+    That the name has the content is not enough: its file may have moved away with its directory.
+    """
     if HARDLINK not in index.kinds:
         return
     states = presence.states
-    wrong = {
-        index.paths[row]
+    # Of this target only: the names of others are nobody's question here.
+    files = {
+        index.paths[row]: presence.inodes[row] if states[row] == RIGHT else None
         for row in presence.rows
-        if index.kinds[row] == FILE and states[row] in {WRONG, _GONE}
+        if index.kinds[row] == FILE
     }
     links = iter(index.links)
     for row, kind in enumerate(index.kinds):
         if kind in LINK_KINDS:
             link = next(links)
-            if kind == HARDLINK and link in wrong and states[row] == RIGHT:
+            if (
+                kind == HARDLINK
+                and states[row] == RIGHT
+                and link in files
+                and presence.inodes[row] != files[link]
+            ):
                 states[row] = WRONG
 
 
@@ -401,5 +410,6 @@ class _Reader:
             or info.st_mtime_ns != index.mtimes[row]
             or (options.same_owner and (info.st_uid, info.st_gid) != (index.uids[row], index.gids[row]))
         ):
-            return ATTRIBUTES, 0, UNKNOWN
+            # Who does not own a file may not change it, but may put one of their own in its place.
+            return (ATTRIBUTES if os.geteuid() in {0, info.st_uid} else WRONG), 0, UNKNOWN
         return RIGHT, info.st_ino, info.st_ctime_ns if settled(info.st_ctime_ns, begun) else UNKNOWN

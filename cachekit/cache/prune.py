@@ -13,7 +13,7 @@ from cachekit.errors import CachekitError
 from cachekit.model import Namespace, StoreAddress
 from cachekit.retention.budget import Budget
 from cachekit.retention.plan import Decision, Plan, Shortfall, Space, make_plan
-from cachekit.store import layout
+from cachekit.store import layout, upkeep
 from cachekit.store.directory import DirectoryStore
 from cachekit.store.holdings import Holding, holdings
 from cachekit.system.settle import settle
@@ -114,7 +114,7 @@ def prune(request: PruneRequest) -> PruneReport:
     with contextlib.ExitStack() as stack:
         if not request.dry_run:
             for store in stores:
-                if not stack.enter_context(store.prune_lock()):
+                if not stack.enter_context(upkeep.prune_lock(store)):
                     report.busy = True
                     report.seconds = time.perf_counter() - begin
                     return report
@@ -146,7 +146,7 @@ def _prune(request: PruneRequest, report: PruneReport, stores: list[DirectorySto
     report.available_before = before.available
     went: list[PruneLine] = []
     for number in range(_ROUNDS):
-        now = min(store.now() for store in stores)
+        now = min(upkeep.now(store) for store in stores)
         held = _held(stores, now, request.just_written)
         plan = _plan(request, held, report_room, now)
         lines = [_line(decision, held[decision.item.id]) for decision in plan.decisions]
@@ -157,7 +157,7 @@ def _prune(request: PruneRequest, report: PruneReport, stores: list[DirectorySto
         else:
             changed = _execute(by_name, plan, held, lines)
             for store in stores:
-                store.sweep_marks()
+                upkeep.sweep_marks(store)
                 with contextlib.suppress(OSError), store.part("events") as ledger:
                     sweep_events(ledger, now)
             removed_now = [line for line in lines if line.result == "removed"]
@@ -261,7 +261,7 @@ def _execute(
 
 def _carry_out(store: DirectoryStore, holding: Holding, line: PruneLine) -> None:
     if holding.directory == "quarantine":
-        outcome = store.remove_quarantined(line.entry, holding.identity)
+        outcome = upkeep.remove_quarantined(store, line.entry, holding.identity)
     else:
         if line.kind == "damaged":
             path = store.entry_path(line.entry)
@@ -339,7 +339,7 @@ def _nothing_to_do(request: PruneRequest, report: PruneReport) -> bool:
     stores = _stores(request, report)
     if not stores:
         return True
-    now = min(store.now() for store in stores)
+    now = min(upkeep.now(store) for store in stores)
     # The names tell families only roughly, so what those would keep is left out.
     each = {name: replace(limits, keep_last=0) for name, limits in request.each.items()}
     simple = replace(request, budget=replace(request.budget, keep_last=0), each=each)

@@ -20,6 +20,7 @@ from cachekit.archive.walk import Walk
 from cachekit.archive.write import BaseRotten, FileChanged, Progress, Written, write_entry
 from cachekit.cache.delta import opened_base, remember_saved, remember_unchanged, set_base_aside
 from cachekit.cache.estimate import family_ratio, room_for
+from cachekit.cache.select import confirmed
 from cachekit.cache.space import require
 from cachekit.cache.unchanged import NothingChanged, same_as_base
 from cachekit.errors import (
@@ -287,8 +288,13 @@ def _base(
 
 
 def _drop_base(store: DirectoryStore, base: Base, report: SaveReport) -> None:
-    """Set aside an entry whose frames are not what its seal says; the save goes on without it."""
-    key = base.archive.seal.key
+    """Set aside an entry whose frames are not what its seal says, twice; the save goes on without it in any case."""
+    archive, key = base.archive, base.archive.seal.key
+    if not confirmed(store, archive.path, os.fsdecode(os.path.basename(archive.path)), archive.identity):
+        report.warnings.append(
+            f"the entry of {key!r}, from which this save started, could not be read; all is new"
+        )
+        return
     aside = "and set aside" if set_base_aside(store, base) else "but could not be set aside"
     report.warnings.append(f"the entry of {key!r}, from which this save started, is damaged {aside}")
 

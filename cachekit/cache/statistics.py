@@ -11,6 +11,7 @@ from cachekit.errors import StoreUnavailable
 from cachekit.model import Namespace, StoreAddress
 from cachekit.store import layout
 from cachekit.store.directory import DirectoryStore
+from cachekit.store.upkeep import files
 from cachekit.system.clock import now_ns
 from cachekit.telemetry.ledger import Reader
 from cachekit.telemetry.stats import Stats, gather
@@ -86,7 +87,7 @@ def store_stats(
 
 def _size(store: DirectoryStore) -> NamespaceSize:
     try:
-        entries, quarantine = store.files("entries"), store.files("quarantine")
+        entries, quarantine = files(store, "entries"), files(store, "quarantine")
     except StoreUnavailable:
         return NamespaceSize(store.namespace.text, 0, 0, 0, 0)
     return NamespaceSize(

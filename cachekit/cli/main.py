@@ -37,6 +37,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "plan": ("cachekit.cli.plan", "plan", "Show or check cleaning plans."),
     "clean": ("cachekit.cli.clean", "clean", "Free disk space by a staged plan, until a goal is met."),
     "disk": ("cachekit.cli.disk", "disk", "Show what fills the disk, and keep a reserve."),
+    "lock": ("cachekit.cli.lock", "lock", "Run a command while holding a lock."),
+    "doctor": ("cachekit.cli.doctor", "doctor", "Measure what a filesystem does, and what follows."),
     "demo": ("cachekit.cli.demo", "demo", "Watch a save, a restore and a refusal in ten seconds."),
 }
 
@@ -111,7 +113,8 @@ def run(arguments: list[str]) -> int:
     _ready_streams()
     with contextlib.suppress(ValueError):  # not in the main thread
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _on_terminate)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, _on_terminate)
     told: dict[str, Any] = {"arguments": arguments}  # and which of --debug, --json and --soft-fail were given
     try:
         try:

@@ -13,7 +13,7 @@ import click
 
 from cachekit.cli.settings import Settings, settings_option, store_directory, trust_of
 from cachekit.errors import InvalidRequest
-from cachekit.model import StoreAddress, parse_size
+from cachekit.model import StoreAddress, parse_duration, parse_size
 from cachekit.trust import ANYONE, TrustMode
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "json_option",
     "parse_bytes",
     "parse_directory",
+    "parse_duration_option",
     "parse_seconds",
     "parse_text",
     "soft_fail",
@@ -57,6 +58,14 @@ def parse_seconds(value: str | float) -> float:
     if math.isnan(seconds) or seconds < 0:
         raise click.BadParameter(f"{value!r} is not a number of seconds")
     return seconds
+
+
+def parse_duration_option(value: str | float) -> float:
+    """Read the DURATION of an option, in seconds."""
+    try:
+        return value if isinstance(value, (int, float)) else parse_duration(value)
+    except InvalidRequest as error:
+        raise click.BadParameter(f"{error.message} (try 30s, 5m or 14d)") from None
 
 
 def parse_directory(value: str) -> str:

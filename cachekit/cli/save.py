@@ -180,7 +180,7 @@ def _save_one(asked: Asked, cache: Cache | None, trust: TrustMode | None, option
         warn(warning)
     click.echo(closing_line(report), err=True)
     record_save(request.store, report, request.family)
-    if report.status == "saved":
+    if report.status in {"saved", "reused"}:
         after_save(request.store, report.entry, budget)
     return Result({**_fields(report), "ratio": round(report.ratio, 3)})
 

@@ -67,7 +67,7 @@ def last_use(used_ns: int | None, created_ns: int, *, changed_ns: int, now_ns: i
     if it is later than the mark, but not if it is in the future: whoever saved the entry has marked it right then. A
     time before 2020 cannot be, so then the file's own last change (``changed_ns``) is asked, and if that cannot be
     either, it was used just now. So a clock that was wrong makes an entry stay too long, never go too soon; only
-    ``now_ns`` itself is believed, see ``DirectoryStore.now``.
+    ``now_ns`` itself is believed, see ``store.upkeep.now``.
     """
     marked = used_ns if used_ns is not None and used_ns >= _EARLIEST_NS else None
     moment = max(marked or 0, created_ns) if marked is None or created_ns <= now_ns else marked

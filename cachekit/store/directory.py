@@ -26,7 +26,7 @@ from cachekit.errors import (
 from cachekit.model import EntryIdentity, Key, StoreAddress, safe_prefix
 from cachekit.retention.quarantine import outstayed
 from cachekit.store import denials, layout, pins, removal, trouble
-from cachekit.store.alias import adopt, link, sweep_aliases
+from cachekit.store.alias import adopt, link
 from cachekit.system.clock import now_ns
 from cachekit.system.files import exists, remove_tree
 from cachekit.system.locks import try_lock
@@ -313,55 +313,6 @@ class DirectoryStore:
 
     # Retention
 
-    def now(self) -> int:
-        """Return the time in ns that ages are counted to: the host's, or the store's own where that is earlier.
-
-        Marks of use carry the time of whoever keeps the files, on a shared filesystem the server's.
-        """
-        with contextlib.suppress(OSError), self.part("locks") as locks:
-            fd = os.open("store", os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=locks)
-            try:
-                os.utime(fd)
-                return min(now_ns(), os.fstat(fd).st_mtime_ns)
-            finally:
-                os.close(fd)
-        return now_ns()
-
-    @contextlib.contextmanager
-    def prune_lock(self) -> Iterator[bool]:
-        """Hold the right to prune for the time of a block; False if another process has it. Raises StoreUnavailable."""
-        with self._trouble("lock"), self.part("locks") as locks:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            fd = os.open("store", flags, 0o660, dir_fd=locks)
-        try:
-            yield try_lock(fd)
-        finally:
-            os.close(fd)
-
-    def files(self, name: Literal["entries", "quarantine"]) -> list[tuple[str, os.stat_result]]:
-        """Return the regular files of a directory with what they are, by name. Raises StoreUnavailable."""
-        found = []
-        try:
-            with self.part(name) as fd, os.scandir(fd) as entries:
-                for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):
-                        if entry.is_file(follow_symlinks=False):
-                            found.append((entry.name, entry.stat(follow_symlinks=False)))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise self.explain(error, "read") from None
-        return sorted(found)
-
-    def last_uses(self) -> dict[str, int]:
-        """Return the marks of last use, in ns, by entry. Best effort: what cannot be read is left out."""
-        found = {}
-        with contextlib.suppress(OSError), self.part("used") as fd, os.scandir(fd) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    found[entry.name] = entry.stat(follow_symlinks=False).st_mtime_ns
-        return found
-
     def pins(self) -> set[str]:
         """Return the names of the entries that are pinned. Raises StoreUnavailable: a pin that is unknown is no pin."""
         try:
@@ -420,24 +371,6 @@ class DirectoryStore:
                     os.unlink(name, dir_fd=used)
                 step("prune.unmarked")
         return outcome
-
-    def remove_quarantined(self, name: str, planned: removal.FileIdentity) -> removal.Outcome:
-        """Remove a file from quarantine if it is the ``planned`` one; its name was given once. Raises OSError."""
-        with self.part("quarantine") as fd:
-            try:
-                if removal.FileIdentity.of(os.lstat(name, dir_fd=fd)) != planned:
-                    return "replaced"
-                os.unlink(name, dir_fd=fd)
-            except FileNotFoundError:
-                return "gone"
-        return "removed"
-
-    def sweep_marks(self) -> None:
-        """Remove marks of use and aliases without an entry, and make removals durable. Best effort."""
-        with contextlib.suppress(OSError), self.part("entries") as entries, self.part("used") as used:
-            removal.sweep_marks(entries, used)
-        with contextlib.suppress(OSError), self.part("entries") as entries, self.part("aliases") as aliases:
-            sweep_aliases(entries, aliases)
 
     # Setting aside
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from cachekit.errors import Unreadable, Unsupported
 from cachekit.retention.entries import Item, Kind, last_use
-from cachekit.store import layout
+from cachekit.store import layout, upkeep
 from cachekit.store.directory import DirectoryStore
 from cachekit.store.removal import FileIdentity
 
@@ -39,9 +39,9 @@ def holdings(
     Without ``seals`` no file is opened: then families are those of the file names, an entry was made when its file was,
     and none is known to be damaged. That is enough to find out that nothing has to go.
     """
-    used, pins = store.last_uses(), store.pins()
+    used, pins = upkeep.last_uses(store), store.pins()
     found = []
-    for name, info in store.files("entries"):
+    for name, info in upkeep.files(store, "entries"):
         if not layout.ENTRY_NAME.fullmatch(name):
             continue
         kind: Kind = "entry"
@@ -80,7 +80,7 @@ def holdings(
             name in just_written,
         )
         found.append(Holding(item, key, FileIdentity.of(info), "entries", problem, used.get(name, 0)))
-    for name, info in store.files("quarantine"):
+    for name, info in upkeep.files(store, "quarantine"):
         item = Item(
             store.namespace.text,
             name,

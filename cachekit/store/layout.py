@@ -9,7 +9,7 @@ import re
 import stat
 
 from cachekit.errors import InvalidRequest
-from cachekit.model import STORE_DIRECTORIES, Namespace
+from cachekit.model import NAMED_LOCKS, STORE_DIRECTORIES, Namespace
 from cachekit.system.files import open_directory
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "create",
     "default_store",
     "family_of",
+    "named_locks",
     "namespaces",
     "open_part",
     "open_to_all",
@@ -43,6 +44,11 @@ def default_store() -> str:
     if chosen:
         return chosen
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cachekit")
+
+
+def named_locks(path: str) -> str:
+    """Return the directory of the locks of ``cachekit lock run``: one for all namespaces. It may not exist."""
+    return os.path.join(path, VERSION, NAMED_LOCKS)
 
 
 def family_of(name: str) -> str:

@@ -13,6 +13,7 @@ from cachekit.system.space import mount_points
 __all__ = [
     "exists",
     "fsync_directory",
+    "list_anew",
     "make_private_directory",
     "open_directory",
     "open_to_look",
@@ -22,7 +23,9 @@ __all__ = [
     "pwrite_all",
     "random_name",
     "reachable",
+    "read_if_there",
     "remove_tree",
+    "rename_file",
     "replace_file",
 ]
 
@@ -179,6 +182,35 @@ def put_in_place(path: str, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def list_anew(dir_fd: int) -> list[str]:
+    """Return the names in an open directory. Raises OSError.
+
+    Through a descriptor of its own: over sshfs one that was listed before lists nothing the second time.
+    """
+    fd = os.open(".", DIRECTORY_FLAGS, dir_fd=dir_fd)
+    try:
+        return os.listdir(fd)
+    finally:
+        os.close(fd)
+
+
+def read_if_there(name: str, dir_fd: int, size: int = 1 << 16) -> bytes | None:
+    """Return the first ``size`` bytes of a file, opened anew; None if there is no such name. Raises OSError."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return None
+    try:
+        return pread_exactly(fd, size, 0)
+    finally:
+        os.close(fd)
+
+
+def rename_file(old: str, new: str, dir_fd: int) -> None:
+    """Give a file another name in its directory, over whatever has that name. Not made durable. Raises OSError."""
+    os.rename(old, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
 
 
 def make_private_directory(path: bytes | str, mode: int = 0o700, *, dir_fd: int | None = None) -> bool:

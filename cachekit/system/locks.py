@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from cachekit.errors import LockTimeout
 
-__all__ = ["claim", "hold", "hold_host", "is_held", "try_lock"]
+__all__ = ["claim", "hold", "hold_host", "is_held", "try_lock", "unlock"]
 
 _BUSY = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 #: flock is missing on this filesystem: nothing can be excluded, and callers go on without the lock.
@@ -32,6 +32,12 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
         if error.errno not in _MISSING:
             raise
     return True
+
+
+def unlock(fd: int) -> None:
+    """Give the lock of ``fd`` back, also for every process that inherited the descriptor. Never raises OSError."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def is_held(path: str | os.PathLike[str]) -> bool:

@@ -11,7 +11,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ProcessIdentity", "boot_id", "current", "parse", "run_limited", "running_programs"]
+__all__ = [
+    "ProcessIdentity",
+    "boot_id",
+    "current",
+    "identity_of",
+    "parse",
+    "run_limited",
+    "running_programs",
+]
 
 
 def boot_id() -> str:
@@ -32,12 +40,18 @@ def _pid_namespace() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return the process's start in clock ticks since boot (field 22 of /proc/PID/stat, see proc(5)), or None."""
+    """Return the process's start in clock ticks since boot (field 22 of /proc/PID/stat, see proc(5)), or None.
+
+    None also for one that has ended and that nobody waited for, as is usual in containers: it does nothing any more.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The command name is in parentheses and may contain anything: count fields after the last ")".
-            return file.read().rpartition(b")")[2].split()[19].decode("ascii")
-    except (OSError, IndexError):
+            fields = file.read().rpartition(b")")[2].split()
+        # A process whose first thread alone has ended looks the same, but for the number of threads.
+        ended = fields[0] in {b"Z", b"X"} and int(fields[17]) <= 1
+        return None if ended else fields[19].decode("ascii")
+    except (OSError, IndexError, ValueError):
         return None
 
 
@@ -65,6 +79,12 @@ def current() -> ProcessIdentity:
     """Return the identity of the calling process."""
     pid = os.getpid()
     return ProcessIdentity(boot_id(), _pid_namespace(), pid, _start_time(pid) or "0")
+
+
+def identity_of(pid: int) -> ProcessIdentity | None:
+    """Return the identity of a process that we can see; None if there is none of that number (any more)."""
+    start = _start_time(pid)
+    return None if start is None else ProcessIdentity(boot_id(), _pid_namespace(), pid, start)
 
 
 def parse(text: str) -> ProcessIdentity | None:

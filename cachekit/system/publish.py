@@ -14,9 +14,9 @@ from typing import Literal, Self
 
 from cachekit.system import process
 from cachekit.system.files import exists, fsync_directory, pwrite_all
+from cachekit.system.locking.measured import excludes
 from cachekit.system.locks import try_lock
 from cachekit.system.native import preallocate, rename_noreplace
-from cachekit.system.space import flock_excludes
 from cachekit.system.steps import step
 
 __all__ = ["TempFile", "link_as", "put_back", "sweep", "temporary_name"]
@@ -188,7 +188,7 @@ def put_back(aside: str, aside_fd: int, name: str, directory_fd: int) -> None:
     Raises OSError; FileNotFoundError if somebody else did it.
     """
     try:
-        os.link(aside, name, src_dir_fd=aside_fd, dst_dir_fd=directory_fd)
+        link_as(aside, name, aside_fd, directory_fd)
     except FileExistsError:
         pass
     except OSError as error:
@@ -214,7 +214,7 @@ def put_back(aside: str, aside_fd: int, name: str, directory_fd: int) -> None:
 
 def sweep(directory_fd: int) -> int:
     """Remove temporary files that nobody writes any more; return how many. Never waits, never raises for one file."""
-    local = flock_excludes(directory_fd)
+    local = excludes(directory_fd)
     return sum(
         _remove_if_dead(name, directory_fd, local=local)
         for name in os.listdir(directory_fd)
@@ -236,7 +236,7 @@ def _remove_if_dead(name: str, directory_fd: int, *, local: bool) -> bool:
 
 def _remove_dead_claim(name: str, directory_fd: int) -> bool:
     """Remove the claim of a process that was killed between claiming and renaming; False if it may be alive."""
-    return _remove_if_dead(name, directory_fd, local=flock_excludes(directory_fd))
+    return _remove_if_dead(name, directory_fd, local=excludes(directory_fd))
 
 
 def _abandoned(name: str, fd: int) -> bool:

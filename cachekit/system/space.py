@@ -12,14 +12,20 @@ __all__ = [
     "filesystem_type",
     "flock_excludes",
     "free_space",
-    "is_local",
     "mount_of",
     "mount_points",
     "pool_of",
     "room",
+    "unescape",
 ]
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+def unescape(field: bytes) -> bytes:
+    """Return a field of mountinfo as it is: blanks and backslashes are octal there (proc(5))."""
+    return _OCTAL.sub(lambda m: bytes([int(m[1], 8)]), field)
+
 
 #: Filesystems of one host, on which flock excludes every process that can see the file.
 _LOCAL_TYPES = frozenset(
@@ -105,7 +111,7 @@ def pool_of(path: bytes) -> int:
         with open("/proc/self/mountinfo", "rb") as file:
             for line in file:
                 fields = line.split(b" ", 5)
-                if _OCTAL.sub(lambda m: bytes([int(m[1], 8)]), fields[4]) == point:
+                if unescape(fields[4]) == point:
                     device = fields[2]  # the last one: it covers what was mounted there before
     except OSError:
         pass
@@ -134,18 +140,14 @@ def mount_points() -> set[bytes]:
     """Return the paths at which something is mounted, bind mounts included. Linux only: elsewhere none is known."""
     try:
         with open("/proc/self/mountinfo", "rb") as file:
-            return {_OCTAL.sub(lambda m: bytes([int(m[1], 8)]), line.split(b" ")[4]) for line in file}
+            return {unescape(line.split(b" ")[4]) for line in file}
     except OSError:
         return set()
 
 
-def is_local(fd_or_path: int | str | bytes) -> bool:
-    """Return True on filesystems of this host alone: their inodes and times are this kernel's own. Raises OSError."""
-    kind = filesystem_type(fd_or_path)
-    # btrfs subvolumes have device numbers of their own that mountinfo does not list.
-    return kind in _LOCAL_TYPES or (kind == "unknown" and os.path.exists("/proc/fs/btrfs"))
+def flock_excludes(kind: str) -> bool:
+    """Return True where flock is known to exclude every other user of a file: on filesystems of one host.
 
-
-def flock_excludes(fd_or_path: int | str | bytes) -> bool:
-    """Return True where flock is known to exclude every other user of the file, that is on local filesystems."""
-    return is_local(fd_or_path)
+    ``kind`` is the kernel's name of the filesystem, as of the mount: btrfs's device numbers lead to no mount.
+    """
+    return kind in _LOCAL_TYPES

@@ -56,6 +56,11 @@ STEPS: tuple[str, ...] = (
     "clean.looked-again",
     "clean.half-removed",
     "clean.removed",
+    "lock.lease-made",
+    "lock.taken",
+    "lock.started",
+    "lock.kept",
+    "lock.ended",
 )
 
 _KILL_AT = os.environ.get("CACHEKIT_KILL_AT")

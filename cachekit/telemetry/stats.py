@@ -14,6 +14,8 @@ from typing import Any
 __all__ = ["CacheStats", "Stats", "gather"]
 
 _REFUSED = frozenset({"refused", "unreadable", "unsupported"})
+#: reused: an entry that was there got the key as well; nothing was written.
+_STORED = frozenset({"saved", "reused"})
 _NOT_RESTORED = _REFUSED | {"miss"}
 
 
@@ -103,9 +105,9 @@ def _save(cache: CacheStats, event: dict[str, Any]) -> None:
     status = event.get("status")
     if status == "error":
         cache.save_errors += 1
-    elif status == "saved":
+    elif status in _STORED:
         cache.saves += 1
-        cache.saved_bytes += int(event["bytes"])
+        cache.saved_bytes += int(event["bytes"]) if status == "saved" else 0
         cache.save_seconds += event["seconds"]
     else:
         cache.saves_existing += 1
@@ -148,7 +150,7 @@ class _Making:
             return
         elif event["event"] == "restore" and status in _NOT_RESTORED:
             self._misses[place, key, job] = event["time"]
-        elif event["event"] == "save" and status == "saved":
+        elif event["event"] == "save" and status in _STORED:
             self._saves[place, key, job] = event["time"] - event["seconds"]
 
     def saved(self) -> Iterable[tuple[tuple[str, str], float]]:

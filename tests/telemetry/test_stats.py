@@ -46,6 +46,7 @@ def test_rates() -> None:
             event("restore", "error"),
             event("restore", "something new"),
             event("save", "saved", bytes=10, seconds=3.0),
+            event("save", "reused", bytes=10),
             event("save", "exists"),
             event("save", "error"),
             event("refusal", "damaged"),
@@ -62,7 +63,7 @@ def test_rates() -> None:
     )
     assert cache.rate(cache.miss) == 0.4
     assert (cache.restored_bytes, cache.restore_seconds) == (150, 3.0)
-    assert (cache.saves, cache.saves_existing, cache.save_errors, cache.saved_bytes) == (1, 1, 1, 10)
+    assert (cache.saves, cache.saves_existing, cache.save_errors, cache.saved_bytes) == (2, 1, 1, 10)
     assert stats.refusals == {"damaged": 1}
 
 
