@@ -349,12 +349,35 @@ def test_names_without_a_file(here: Here) -> None:
     assert "--key KEY" in here("save", "node").expect(2).stderr
 
 
-def test_hmac_is_never_passed_over(project: Here) -> None:
-    """Trust = "hmac" is used or refused, never ignored."""
+def test_trust_of_the_configuration(project: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust = "hmac" holds for its cache: without a signature nothing is used; an option goes before it."""
+    project("save", "tools").expect()
     with Path("cachekit.toml").open("a") as file:
-        file.write('[caches.signed]\nkey = "k"\npaths = ["tools"]\ntrust = "hmac"\n')
-    result = project("save", "signed", "--json")
-    assert result.code == 2 or result.json().get("signature") or result.json().get("key_id")
+        file.write('[caches.signed]\nkey = "tools-{os}"\npaths = ["tools", "more*"]\nnamespace = "shared"\n')
+        file.write('trust = "hmac"\n')
+    shutil.rmtree("tools")
+    assert project("restore", "signed", "--json").expect().json()["status"] == "refused"
+    assert not Path("tools").exists()
+    assert project("explain", "signed", "--json").expect().json()["status"] == "refused"
+    assert project("restore", "signed", "--trust", "none", "--json").expect().json()["status"] == "exact"
+    monkeypatch.setenv("CACHEKIT_HMAC_KEY", "k" * 40)
+    assert project("save", "signed", "--force", "--json").expect().json()["status"] == "saved"
+    shutil.rmtree("tools")
+    assert project("restore", "signed", "--json").expect().json()["status"] == "exact"
+    assert project("verify", "--all", "--namespace", "shared", "--json").expect().json()["ok"]
+
+
+def test_read_only_leaves_no_event(project: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only job writes no event into the store's ledger; others do."""
+    project("save", "node").expect()
+    ledger = project.root.parent / "store/v1/shop/ci/events"
+    before = {path: path.read_bytes() for path in ledger.iterdir()}
+    assert before
+    project("restore", "node", "--read-only").expect()
+    project("save", "node", "--read-only").expect(9)
+    assert {path: path.read_bytes() for path in ledger.iterdir()} == before
+    project("restore", "node").expect()
+    assert {path: path.read_bytes() for path in ledger.iterdir()} != before
 
 
 def test_literal_keys(here: Here) -> None:

@@ -93,6 +93,28 @@ def test_entry_open_to_all(saved: Here, command: list[str]) -> None:
     saved(*command, "k-1", "--trust-store").expect(0)
 
 
+def test_prune_of_an_open_store(saved: Here) -> None:
+    """A prune removes nothing from a store that everybody may write to, unless told that it is trusted."""
+    (saved.store / "v1/default/entries").chmod(0o757)
+    with unchanged(saved.store):
+        saved("prune", "--max-entries", "0").expect(9)
+        saved("stats").expect(9)
+    saved("prune", "--max-entries", "0", "--trust-store").expect(0)
+    assert saved.entries() == []
+
+
+def test_limits_of_the_configuration(saved: Here) -> None:
+    """The configuration's limits hold for a prune without any, and after a save; an option goes before them."""
+    saved.save("k-2", "t")
+    Path("cachekit.toml").write_text("[retention]\nmax-entries = 1\n")
+    saved("prune", "--max-entries", "2").expect(0)
+    assert len(saved.entries()) == 2
+    saved("prune").expect(0)
+    assert len(saved.entries()) == 1
+    saved.save("k-3", "t")
+    assert [path.name[:3] for path in saved.entries()] == ["k-3"]
+
+
 def test_trust_store_of_the_configuration(saved: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """trust-store may be in the configuration or in a variable."""
     saved.store.chmod(0o777)

@@ -133,6 +133,15 @@ def _hard_links() -> str:
     return ""
 
 
+def _second_platform() -> str:
+    if shutil.which("setarch") is None:
+        return "setarch is not installed"
+    done = subprocess.run(["setarch", "linux32", "uname", "-m"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return f"setarch: {done.stderr.strip()}"
+    return "" if done.stdout.strip() != os.uname().machine else "setarch does not change the architecture"
+
+
 def _docker() -> str:
     try:
         with docker.docker_engine():
@@ -183,6 +192,7 @@ PROBES: dict[str, Probe] = {
     "gnu_tar": lambda: _first(lambda: _tool("tar", says="GNU tar"), lambda: _tool("zstd")),
     "bsdtar": lambda: _tool("bsdtar", says="zstd"),
     "docker": _docker,
+    "second_platform": _second_platform,
     "netns": lambda: _hosts(hosts.two_hosts, "unshare", "nsenter", "ip"),
     "sshfs": _sshfs,
     "juicefs": _juicefs,
