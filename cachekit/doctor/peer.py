@@ -111,10 +111,9 @@ class _Meeting:
                     self.other = self.hear("hello", _ANSWER_SECONDS)
                 if self.other.get("echo") == hello["nonce"]:
                     return
-                # Its owner is gone: what it left is removed, lest the next one wait for it as well.
+                # Its owner is gone. The number stays used until we leave, so that all go on to the same next one.
                 self.other = {}
-                self._made.append(self.name("first"))
-                self.leave()
+                self._made += [self.name("first"), self.name("hello.first")]
 
     def create(self, name: str) -> bool:
         """Make a file that must be new; False if it is there. Servers have several words for that."""

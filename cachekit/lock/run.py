@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from cachekit.errors import LockBusy, LockLost, NotExecutable, NotFound, NotRun
 from cachekit.model import Key, format_duration
-from cachekit.system.command import run_command, signals_held, stop_command
+from cachekit.system.command import signals_held, start_command, stop_command, wait_for_command
 from cachekit.system.locking.keeper import Keeper
 from cachekit.system.locking.lease import LEASE_SECONDS
 from cachekit.system.locking.named import NamedLock
@@ -224,13 +224,7 @@ def _run(
     guard = _Guard(lock, request.name.text, report, warn)
     began = time.monotonic()
     try:
-        report.exit_code = run_command(
-            list(request.command),
-            keep=lock.inherited,
-            mask=mask,
-            started=guard.started,
-            awake=guard.awake,
-        )
+        pid = start_command(request.command, lock.inherited, mask)
     except FileNotFoundError:
         raise NotFound(f"there is no command {request.command[0]!r}", path=request.command[0]) from None
     except OSError as error:
@@ -239,6 +233,9 @@ def _run(
             path=request.command[0],
             hint="check its permissions and its first line (#!)",
         ) from None
+    try:
+        guard.started(pid)
+        report.exit_code = wait_for_command(pid, lambda: guard.awake(pid))
     finally:
         report.seconds = time.monotonic() - began
         guard.end()

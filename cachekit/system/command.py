@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["FORWARDED", "run_command", "signals_held", "stop_command"]
+__all__ = ["FORWARDED", "signals_held", "start_command", "stop_command", "wait_for_command"]
 
 #: Passed on to the command. Not SIGTSTP and SIGCONT: the terminal sends those to both.
 FORWARDED = frozenset(
@@ -23,6 +24,8 @@ FORWARDED = frozenset(
 )
 #: The kernel's own code in siginfo: a key was pressed, and the whole foreground group got the signal.
 _SI_KERNEL = 0x80
+#: How long a signal may lie before it is passed on, in seconds.
+_PATIENCE = 0.05
 #: Ignored by Python itself, which a command must not inherit.
 _PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -58,34 +61,33 @@ def start_command(arguments: Sequence[str], keep: Sequence[int], mask: set[signa
             os.set_inheritable(fd, False)
 
 
-def run_command(
-    arguments: Sequence[str],
-    *,
-    keep: Sequence[int],
-    mask: set[signal.Signals],
-    started: Callable[[int], None],
-    awake: Callable[[int], None],
-    patience: float = 0.5,
-) -> int:
-    """Run a command to its end within ``signals_held`` and return its exit code: 128 + n if signal n ended it.
+def wait_for_command(pid: int, awake: Callable[[], None]) -> int:
+    """Wait for a started command within ``signals_held`` and return its exit code: 128 + n if signal n ended it.
 
-    ``started`` gets its pid at once, ``awake`` at least every ``patience`` seconds. Raises OSError if it cannot be
-    started.
+    Signals are passed on meanwhile, and ``awake`` is called some times a second.
     """
-    pid = start_command(arguments, keep, mask)
-    started(pid)
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
-        info = signal.sigtimedwait({*FORWARDED, signal.SIGCHLD}, patience)
-        if info is not None and info.si_signo != signal.SIGCHLD and info.si_code != _SI_KERNEL:
-            os.kill(pid, info.si_signo)
-        awake(pid)
+    pidfd = -1
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(pid)
+    try:
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+            # Asked without waiting: interrupted by SIGSTOP and SIGCONT while it waits, Python's sigtimedwait may return
+            # a signal that never came.
+            while (info := signal.sigtimedwait(FORWARDED, 0)) is not None:
+                if info.si_code != _SI_KERNEL:
+                    os.kill(pid, info.si_signo)
+            awake()
+            select.select([pidfd] if pidfd >= 0 else [], [], [], _PATIENCE)
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
 
 
 def stop_command(pid: int, *, hard: bool) -> None:
-    """Ask a command that ``run_command`` waits for to end (SIGTERM), or make it (SIGKILL)."""
+    """Ask a command that ``wait_for_command`` waits for to end (SIGTERM), or make it (SIGKILL)."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL if hard else signal.SIGTERM)

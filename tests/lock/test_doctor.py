@@ -97,18 +97,20 @@ def test_nobody_comes(here: Here) -> None:
     assert os.listdir(here.root) == []
 
 
-def test_a_doctor_that_was_killed(cli: Cli) -> None:
+@pytest.mark.parametrize("left", ["1.second", "1.hello.first"])
+def test_a_doctor_that_was_killed(cli: Cli, left: str) -> None:
     """What a doctor that was killed at the meeting place left there keeps two others from nothing."""
     place = cli.cwd / "shared"
     (place / ".cachekit-doctor").mkdir(parents=True)
     (place / ".cachekit-doctor" / "1.first").touch()
-    (place / ".cachekit-doctor" / "1.second").touch()
+    (place / ".cachekit-doctor" / left).write_text('{"echo": "x", "host": "ghost"}\n')
     with (
         cli.start("doctor", "--json", place, "--peer") as one,
         cli.start("doctor", "--json", place, "--peer") as two,
     ):
         for running in (one, two):
             report = running.wait().expect().json()
+            assert report["peer"]["host"] == os.uname().nodename
             assert report["peer"]["flock"] is True
             assert report["peer"]["clock_difference"] == 0
 

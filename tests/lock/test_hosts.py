@@ -95,16 +95,17 @@ def test_locks_that_cross(over_juicefs: Pair, kept: Path) -> None:
         assert report["peer"]["flock"] is report["peer"]["fcntl"] is report["excludes"] is True
         assert "locks: flock, which excludes everybody who uses this directory" in report["follows"]
     with hold(pair.first, pair.shared, "a", kept=kept) as first:
-        done = pair.second.run("lock", "run", "a", "--dir", pair.shared, "--timeout=2s", "--", "true").expect(
-            122
-        )
-        assert "first, pid " in done.stderr
         [state] = [
             state
             for state in pair.second.run("lock", "ls", "--json", "--dir", pair.shared).expect().json()
             if state["name"] == "a"
         ]
         assert (state["kind"], state["held"]) == ("flock", True)
+        assert [one["host"] for one in state["holders"]] == ["first"]
+        done = pair.second.run("lock", "run", "a", "--dir", pair.shared, "--timeout=2s", "--", "true").expect(
+            122
+        )
+        assert "first, pid " in done.stderr
         first.kill()
         for pid in ours("a"):
             os.kill(pid, signal.SIGKILL)
@@ -144,6 +145,27 @@ def test_a_host_that_is_gone(over_sshfs: Pair, kept: Path) -> None:
 
 
 @requires("sshfs")
+def test_an_orphaned_command_on_another_host(over_sshfs: Pair, kept: Path) -> None:
+    """The keeper of a taker that was killed renews the lease for as long as the command runs, so no host slips in."""
+    pair = over_sshfs
+    with hold(pair.second, pair.shared, "orphan", "--lease-length=1s", kept=kept):
+        wait_until(lambda: len(pythons("orphan")) == 2, "the keeper is there")
+        taker = min(pythons("orphan"))
+        os.kill(taker, signal.SIGKILL)
+        pair.first.run("lock", "run", "orphan", "--dir", pair.shared, "--timeout=2.5s", "--", "true").expect(
+            122
+        )
+        (kept / "stop").touch()
+        pair.first.run("lock", "run", "orphan", "--dir", pair.shared, "--timeout=20s", "--", "true").expect(0)
+
+
+def pythons(name: str) -> list[int]:
+    """Find the processes of ours that are cachekit itself, not what enters the host for it."""
+    python = os.path.realpath(sys.executable)
+    return [pid for pid in ours(name) if os.path.realpath(f"/proc/{pid}/exe") == python]
+
+
+@requires("sshfs")
 def test_equal_pids_on_two_hosts(over_sshfs: Pair, kept: Path) -> None:
     """A holder is not taken for dead because here its number belongs to somebody else, or to nobody."""
     pair = over_sshfs
@@ -168,13 +190,8 @@ def test_a_lost_lease(over_sshfs: Pair, kept: Path) -> None:
     """A host that stood still for too long finds its lease taken over: it says so, stops its command and exits 125."""
     pair = over_sshfs
     with hold(pair.second, pair.shared, "lost", "--lease-length=1s", "--json", kept=kept) as late:
-        python = os.path.realpath(sys.executable)
-
-        def standing() -> list[int]:
-            return [pid for pid in ours("lost") if os.readlink(f"/proc/{pid}/exe") == python]
-
-        wait_until(lambda: len(standing()) == 2, "the keeper is there")
-        stopped = standing()
+        wait_until(lambda: len(pythons("lost")) == 2, "the keeper is there")
+        stopped = pythons("lost")
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         pair.first.run("lock", "run", "lost", "--dir", pair.shared, "--timeout=30s", "--", "true").expect(0)

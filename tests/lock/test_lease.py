@@ -241,9 +241,18 @@ def test_old_listings_mislead_nobody(place: int, monkeypatch: pytest.MonkeyPatch
     assert not Lease(place, ours(), 60).try_acquire()
 
 
-@pytest.mark.parametrize("listed", [[], ["lease.1"], ["lease.1", "lease.2"], ["lease.9"]])
+@pytest.mark.parametrize(
+    ("listed", "floor"),
+    [
+        ([], True),
+        (["lease.1"], True),
+        (["lease.1", "lease.2"], True),
+        (["lease.9"], True),
+        (["lease.9"], False),
+    ],
+)
 def test_old_listings_after_many_turns(
-    place: int, monkeypatch: pytest.MonkeyPatch, listed: list[str]
+    place: int, monkeypatch: pytest.MonkeyPatch, listed: list[str], floor: bool
 ) -> None:
     """Even with a listing from before the oldest record that is left, or an empty one, nobody gets what is held."""
     for _ in range(50):
@@ -253,9 +262,12 @@ def test_old_listings_after_many_turns(
     holder = Lease(place, ours(), 60)
     assert holder.try_acquire()
     assert "lease.9" not in os.listdir(place)
-    monkeypatch.setattr(os, "listdir", lambda _fd: list(listed))
-    for _ in range(3):
-        assert not Lease(place, ours(), 60).try_acquire()
+    if not floor:
+        os.unlink("floor", dir_fd=place)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", lambda _fd: list(listed))
+        for _ in range(3):
+            assert not Lease(place, ours(), 60).try_acquire()
     holder.release()
     assert Lease(place, ours(), 60).try_acquire()
 

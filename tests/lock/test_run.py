@@ -279,10 +279,15 @@ def test_a_command_may_ignore_a_signal(cli: Cli) -> None:
         running.wait().expect(4)
 
 
-def test_ctrl_c_reaches_the_command_once(cli: Cli) -> None:
-    """From the terminal the whole group gets SIGINT: it is not sent to the command a second time."""
+@pytest.mark.parametrize(("group", "times"), [("", 1), ("os.setpgid(0, 0)", 0)], ids=["same", "own"])
+def test_ctrl_c_reaches_the_command_once(cli: Cli, group: str, times: int) -> None:
+    """From the terminal the whole group gets SIGINT: cachekit does not send it to the command a second time.
+
+    That is seen for certain with a command in a group of its own, which gets only what it is sent.
+    """
     script = (
-        "import signal, time, pathlib\n"
+        "import os, signal, time, pathlib\n"
+        f"{group}\n"
         "got = []\n"
         "signal.signal(signal.SIGINT, lambda *_: got.append(1))\n"
         "pathlib.Path('begun').touch()\n"
@@ -309,7 +314,7 @@ def test_ctrl_c_reaches_the_command_once(cli: Cli) -> None:
     try:
         wait_until((cli.cwd / "begun").exists, "the command runs")
         os.write(master, b"\x03")
-        assert child.wait(20) == 41
+        assert child.wait(20) == 40 + times
     finally:
         child.kill()
         child.communicate()
