@@ -91,6 +91,16 @@ def test_reading_seals_loads_no_zstandard(here: Here, arguments: tuple[str, ...]
     assert "zstandard" not in modules
 
 
+@pytest.mark.parametrize(
+    "arguments", [("lock", "run", "a", "--lease", "--", "true"), ("lock", "ls"), ("doctor", ".")]
+)
+def test_locking_needs_the_standard_library_only(here: Here, arguments: tuple[str, ...]) -> None:
+    """Locks and the doctor work on bare machines: nothing but click is loaded that Python does not bring."""
+    code, modules = loaded(here, *arguments)
+    assert code == 0
+    assert not modules & {"zstandard", "xxhash", "psutil", "tempfile"}
+
+
 def test_version(cli: Cli) -> None:
     """--version prints the version, with other options too."""
     for arguments in (["--version"], ["--debug", "--version"]):
