@@ -14,7 +14,7 @@ from cachekit.cli.options import (
     parse_directory,
     parse_duration_option,
     parse_text,
-    store_option,
+    store_directory_option,
 )
 from cachekit.cli.outputs import warn
 from cachekit.cli.render import count, printable, to_json
@@ -131,7 +131,7 @@ def _dir_option(function: Any) -> Any:
     help="Without a sign of life for so long, a lease may be taken over.",
 )
 @_dir_option
-@store_option
+@store_directory_option
 @json_option
 @common
 def run_command(
@@ -197,7 +197,7 @@ def _record_wait(store: str, name: str, seconds: float, outcome: Literal["got", 
 
 @lock.command("ls", short_help="List the named locks, who holds them and who waits.")
 @_dir_option
-@store_option
+@store_directory_option
 @json_option
 @common
 def ls_command(directory: str | None, store: str, as_json: bool) -> int:

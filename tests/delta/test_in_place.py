@@ -301,8 +301,8 @@ def test_over_files_of_another_user(scene: Scene, edit: str) -> None:
             path.chmod(0o755)
     os.chown(scene.root, 65534, 65534)
     for path in scene.store.rglob("*"):
-        path.chmod(0o777)
-    scene.store.chmod(0o777)
+        path.chmod(0o755)
+    scene.store.chmod(0o755)
     state = scene.base / "nobody-state"
     state.mkdir()
     os.chown(state, 65534, 65534)
