@@ -21,6 +21,7 @@ from cachekit.archive.format import DIRECTORY, FILE, HARDLINK, MAX_NAME, SYMLINK
 from cachekit.archive.index import Index
 from cachekit.archive.layout import NO_PARENT, RESERVED, Layout
 from cachekit.archive.names import Roots
+from cachekit.archive.reuse import Reuse
 from cachekit.archive.sparse import SPARSE_MINIMUM, segments_of
 from cachekit.errors import NameConflict, NothingMatched, SourceUnreadable, UnfinishedTarget
 from cachekit.model import JOURNAL_NAME, LOCKS_NAME, ROOT_PREFIX, STAGING_PREFIX, Target
@@ -58,7 +59,7 @@ class Walk:
 
     def __post_init__(self) -> None:
         """Begin with an empty layout."""
-        self.layout = Layout(self.base)
+        self.layout = Layout() if self.base is None else Reuse(base=self.base)
 
     @property
     def index(self) -> Index:
@@ -79,8 +80,7 @@ class Walk:
         """Yield the frames' jobs in archive order. Raises SourceUnreadable, NothingMatched, NameConflict."""
         for target in self.targets:
             # What is left out now may be among the rows that would be taken over as a whole.
-            known = self.base.known.get(target) if self.base is not None and not self.left_out else None
-            self.layout.begin(known)
+            self.layout.begin(target, usable=not self.left_out)
             first = len(self.index)
             yield from self._target(target)
             self.layout.take_pending()

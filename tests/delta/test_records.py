@@ -11,7 +11,7 @@ import pytest
 from xxhash import xxh3_128_digest
 
 from cachekit.archive import record
-from cachekit.archive.layout import Layout
+from cachekit.archive.reuse import Reuse
 from tests.delta.scene import Scene, cutter, other_state, rewrite
 from tests.support.capabilities import requires
 from tests.support.filesystems import tmpfs
@@ -250,15 +250,15 @@ def test_frames_that_are_shared_are_filled_as_by_a_walk(
     scene.save("k-1")
     (scene.tree / "p0/sub" / cutter("tree/p0/sub")).write_bytes(b"ends no frame any more")
     log = tmp_path / "log"
-    fits = Layout._fits
+    fits = Reuse._fits
 
-    def logged(self: Layout, row: int) -> bool:
+    def logged(self: Reuse, row: int) -> bool:
         answer = fits(self, row)
         with log.open("a") as file:
             file.write(f"{answer} ")
         return answer
 
-    monkeypatch.setattr(Layout, "_fits", logged)
+    monkeypatch.setattr(Reuse, "_fits", logged)
     report = scene.proved("k-2")
     assert "False" in log.read_text().split()
     assert report.copied_bytes
