@@ -429,3 +429,19 @@ def test_junk_beside_the_lock(here: Here, junk: bytes) -> None:
     assert here("lock", "ls", "--json").expect().json()[0]["held"] is False
     here("lock", "run", "a", "--timeout=0", "--", "true").expect()
     assert Path("/etc/passwd").exists()
+
+
+def test_waits_go_into_the_ledger(cli: Cli) -> None:
+    """A wait, and one that was in vain, are told by stats; what was had at once is not."""
+    (cli.cwd / "file").write_text("x")
+    cli("save", "--key", "k-1", "file").expect(0)
+    with holding(cli):
+        cli("lock", "run", "a", "--timeout=0.2s", "--", "true").expect(122)
+        with cli.start("lock", "run", "a", "--", "true") as waiting:
+            wait_until(lambda: len(waiters(cli)) == 1, "the second one waits")
+            stop(cli)
+            waiting.wait().expect(0)
+    cli("lock", "run", "b", "--", "true").expect(0)
+    stats = cli("stats", "--json").expect(0).json()["stats"]
+    assert (stats["lock_waits"], stats["lock_timeouts"]) == (2, 1)
+    assert stats["lock_wait_seconds"] > 0.1
