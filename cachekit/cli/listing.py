@@ -109,7 +109,10 @@ def show(name: str, store: StoreAddress, whole: bool, files: bool, as_json: bool
     if as_json or whole:
         click.echo(to_json(data))
         return 0
-    for label, value in _summary(data, path):
+    rows = _summary(data, path)
+    if path.startswith(DirectoryStore(store).entry_path("")) and data["key"] != parse_text(name):
+        rows.insert(1, ("also serves", parse_text(name)))  # by an alias: save --skip-unchanged
+    for label, value in rows:
         click.echo(f"{label:<12} {printable(value)}")
     return 0
 
