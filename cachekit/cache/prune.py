@@ -16,6 +16,7 @@ from cachekit.retention.plan import Decision, Plan, Shortfall, Space, make_plan
 from cachekit.store import layout, upkeep
 from cachekit.store.directory import DirectoryStore
 from cachekit.store.holdings import Holding, holdings
+from cachekit.store.layout import MisplacedPart
 from cachekit.system.settle import settle
 from cachekit.system.space import Room, filesystem_type, room
 from cachekit.telemetry.ledger import sweep as sweep_events
@@ -249,6 +250,10 @@ def _execute(
             continue
         try:
             _carry_out(stores[item.namespace], held[item.id], line)
+        except MisplacedPart as error:
+            what = "what should be a directory of the store is a link, or a file"
+            line.result, line.sentence = "failed", f"could not be removed: {what}: {error.filename}"
+            continue
         except OSError as error:
             line.result, line.sentence = "failed", f"could not be removed: {error.strerror}"
             continue

@@ -37,6 +37,12 @@ COMMANDS = (
     "ls",
     "ls --quarantine",
     "show k",
+    "explain --key=k",
+    "stats",
+    "pin k",
+    "unpin k",
+    "prune --max-entries=0",
+    "save --key=again --skip-unchanged t",
 )
 
 
