@@ -370,17 +370,16 @@ class _InPlace:
             yield batch
 
     def stage(self, batch: list[int]) -> None:
-        """Write these files into staging, checking the frames in which they lie."""
+        """Write these files into staging, checking the frames in which they lie, and the one that ends the archive."""
         index = self._index
-        frames = sorted(
-            {
-                frame
-                for row in batch
-                for frame in range(index.frames[row], index.frames[row] + parts(index.sizes[row]))
-            }
-        )
+        frames = {
+            frame
+            for row in batch
+            for frame in range(index.frames[row], index.frames[row] + parts(index.sizes[row]))
+        }
+        frames.add(index.frame_count - 1)
         limited = replace(self._options, wanted=frozenset(batch))
-        extract(self._archive, [self._destination], limited, worker_count(), frames=frames)
+        extract(self._archive, [self._destination], limited, worker_count(), frames=sorted(frames))
 
     def set_attributes(self) -> None:
         """Give files with the right content the mode, owner and time that they lack."""

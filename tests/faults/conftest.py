@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.scenes import NEW, saved, tree_at
+from tests.support.cli import give
 from tests.support.flaky import Flaky, flaky
 
 
@@ -21,11 +22,9 @@ def disk(tmp_path: Path) -> Iterator[Flaky]:
 
 @pytest.fixture
 def open_store(open_path: Path) -> Path:
-    """A store with the tree NEW under k-1, that everybody may write; ``source/tree`` beside it is that tree."""
+    """An ordinary user's store with the tree NEW under k-1; ``source/tree`` beside it is that tree."""
     tree_at(open_path / "source", NEW)
     saved(open_path / "store", open_path / "source", "k-1")
-    for folder, _, files in os.walk(open_path / "store"):
-        os.chmod(folder, 0o777)
-        for name in files:
-            os.chmod(os.path.join(folder, name), 0o666)
+    if os.geteuid() == 0:
+        give(open_path / "store")
     return open_path / "store"
