@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,7 +113,17 @@ class Staging:
 
     def abandon(self) -> None:
         """Remove staging after a failure, and the parent directories that were made for the target."""
-        self.remove()
+        for pause in (0.01, 0.05, 0.2, 0.5):
+            try:
+                self.remove()
+                break
+            except OSError as error:
+                # A worker that was killed may have left a file to be made by a server that has not heard of its end.
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+                time.sleep(pause)
+        else:
+            self.remove()
         for path in reversed(self._made):
             with contextlib.suppress(OSError):
                 os.rmdir(path)
