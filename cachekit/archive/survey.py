@@ -182,11 +182,13 @@ class _Looker:
             index.sizes,
             index.kinds,
         )
-        sparse, excluded, encode = index.sparse, self._excluded, os.fsencode
+        sparse, excluded = index.sparse, self._excluded
         modes, uids, gids = index.modes, index.uids, index.gids
         mask, owners = self._expected.mode, self._expected.owners
         skip = len(path) + 1 if path else 0
-        expected = dict(zip([name[skip:] for name in index.paths[begin:end]], range(begin, end), strict=True))
+        # As scandir gives names: to decode them all at once costs less than to encode what it gives.
+        known = os.fsdecode(b"\0".join([name[skip:] for name in index.paths[begin:end]]))
+        expected = dict(zip(known.split("\0"), range(begin, end), strict=True)) if begin < end else {}
         here = path + b"/" if path else b""
         inside = here[self._prefix :]
         blocks = left_out = 0
@@ -202,9 +204,9 @@ class _Looker:
                     bad.append(row)
             with os.scandir(fd) as entries:
                 for entry in entries:
-                    name = encode(entry.name)
-                    at = expected.pop(name, -1)
+                    at = expected.pop(entry.name, -1)
                     if at < 0:
+                        name = os.fsencode(entry.name)
                         if here + name in plan.all_names and entry.is_dir(follow_symlinks=False):
                             continue
                         if excluded is not None and excluded(inside + name):
