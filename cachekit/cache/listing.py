@@ -42,6 +42,8 @@ class EntryLine:
     pinned: bool = False
     #: What its signature is worth (``trust.Standing``).
     signature: str | None = None
+    #: The same for keys that one stored file serves.
+    identity: str | None = None
 
 
 def list_entries(store: StoreAddress | str, prefix: str = "") -> list[EntryLine]:
@@ -72,6 +74,7 @@ def list_entries(store: StoreAddress | str, prefix: str = "") -> list[EntryLine]
                 None,
                 *marks,
                 signature=candidate.signed.standing if candidate.signed else None,
+                identity=seal.identity,
             )
         )
     return lines

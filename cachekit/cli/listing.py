@@ -57,7 +57,9 @@ def ls(prefix: str, store: StoreAddress, quarantine: bool, as_json: bool) -> int
     if not entries and not os.path.isdir(place):
         click.echo(f"there is no store at {printable(place)} (yet: the first save makes it)", err=True)
         return 0
-    total = size(sum(entry.archive_bytes for entry in entries))
+    # One file may serve several keys (save --skip-unchanged).
+    files = {entry.identity or entry.entry: entry.archive_bytes for entry in entries}
+    total = size(sum(files.values()))
     click.echo(f"{count(len(entries), 'entry', 'entries')}, {total} in {printable(place)}", err=True)
     return 0
 

@@ -50,6 +50,17 @@ def test_show_tells_both_keys(here: Here, tree: Path) -> None:
     assert "also serves" not in here("show", "k-1").expect().stdout
 
 
+def test_ls_counts_it_once(here: Here, tree: Path) -> None:
+    """Both keys are listed with the entry's identity, and its bytes are in the total once."""
+    before = here("ls").expect().stderr.split(", ")[1]
+    here.save("k-2", "--skip-unchanged", "tree")
+    after = here("ls").expect()
+    assert after.stderr.startswith("2 entries, ")
+    assert after.stderr.split(", ")[1] == before
+    first, second = here("ls", "--json").expect().json()
+    assert first["identity"] == second["identity"]
+
+
 @pytest.mark.parametrize("change", ["content", "mode", "time", "further", "gone", "link"])
 def test_a_change_is_saved(here: Here, tree: Path, change: str) -> None:
     """Whatever differs, the save writes an entry of its own."""
