@@ -42,7 +42,7 @@ __all__ = [
 
 FORMAT = 1
 #: Features that a reader must know to read an entry; an unknown one in a seal means Unsupported.
-KNOWN_FEATURES = frozenset({"sparse"})
+KNOWN_FEATURES = frozenset({"image", "sparse"})
 
 #: Skippable frames have the magic numbers 0x184D2A50 to 0x184D2A5F (RFC 8878, 3.1.2); 0x184D2A5E is the seek table's.
 INDEX_MAGIC = 0x184D2A53

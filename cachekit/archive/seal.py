@@ -27,6 +27,7 @@ from cachekit.archive.format import (
     SEEK_TABLE_MAGIC,
     SKIPPABLE_HEADER,
 )
+from cachekit.archive.images import HeldImage, decode_images, encode_images
 from cachekit.errors import Damaged, InvalidRequest, Unsupported
 from cachekit.model import ROOT_PREFIX, Key, Platform, Target
 from cachekit.trust import ANYONE, Signature, Trust
@@ -63,12 +64,15 @@ class Seal:
     counts: dict[str, int]
     skipped: dict[str, int] = field(default_factory=dict)
     features: list[str] = field(default_factory=list)
+    #: What Docker images the entry holds; None for one of files and directories. Goes with the feature ``image``.
+    images: list[HeldImage] | None = None
     #: sha256 of the JSON, in hex; set when the seal is encoded or decoded.
     identity: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object of docs/format.md."""
-        return {
+        images = {} if self.images is None else {"images": encode_images(self.images)}
+        return images | {
             "format": FORMAT,
             "features": self.features,
             "key": self.key,
@@ -198,6 +202,8 @@ def decode_json(text: bytes) -> Seal:
             expected=sorted(KNOWN_FEATURES),
             found=features,
         )
+    if ("image" in features) != ("images" in data):
+        _fail("the seal does not say which images the entry holds")
     platform = _strings(data.get("platform"), "platform")
     digest = data.get("index_sha256")
     if not isinstance(digest, str) or len(digest) != 64:
@@ -232,6 +238,7 @@ def decode_json(text: bytes) -> Seal:
         counts=counts,
         skipped=_counts(data.get("skipped"), "skipped"),
         features=[str(feature) for feature in features],
+        images=decode_images(data["images"]) if "images" in data else None,
         identity=hashlib.sha256(text).hexdigest(),
     )
 

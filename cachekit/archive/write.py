@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from xxhash import xxh3_128_digest
 
-from cachekit.archive import seal as sealing
-from cachekit.archive.format import (
-    DIRECTORY,
-    FILE,
-    HARDLINK,
-    INDEX_MAGIC,
-    LINK_KINDS,
-    SYMLINK,
-    TAR_END,
-    parts,
-)
-from cachekit.archive.index import Index, compress_index, member_bytes
+from cachekit.archive.format import LINK_KINDS, parts
+from cachekit.archive.index import member_bytes
 from cachekit.archive.layout import COPY_JOB, FRAME_JOB
-from cachekit.archive.pack import PACKED, ROTTEN, WRITTEN, Packer, compressor
+from cachekit.archive.pack import PACKED, ROTTEN, WRITTEN, Packer
 from cachekit.archive.seal import Seal
+from cachekit.archive.tail import Output, write_tail
 from cachekit.archive.walk import Walk
 from cachekit.errors import SourceChanged
 from cachekit.model import ROOT_PREFIX
@@ -35,7 +25,7 @@ from cachekit.system.steps import step
 from cachekit.system.workers import Pool, open_pool, pack_message
 from cachekit.trust import ANYONE, Trust
 
-__all__ = ["BaseRotten", "FileChanged", "Output", "Progress", "Written", "write_entry"]
+__all__ = ["BaseRotten", "FileChanged", "Progress", "Written", "write_entry"]
 
 #: Compressed frames that may wait in the workers' memory, all together: what they pack while the walk still runs. A
 #: worker takes memory itself, so more of them leave less (the whole save stays below 160 MiB, see docs/benchmarks.md).
@@ -48,20 +38,6 @@ _COPY_BYTES = 4 << 20
 
 #: Called now and then with (bytes read, bytes of content in all or 0 while unknown, members).
 Progress = Callable[[int, int, int], None]
-
-
-class Output(Protocol):
-    """Where an entry is written: a file that is not yet visible to anybody."""
-
-    fd: int
-
-    def write(self, data: bytes, offset: int) -> None:
-        """Write all of ``data`` or raise OSError."""
-        ...
-
-    def finish(self, size: int) -> None:
-        """Cut at ``size`` and make durable, or raise OSError."""
-        ...
 
 
 class FileChanged(SourceChanged):
@@ -127,44 +103,15 @@ def write_entry(
     step("save.frames-written")
     index = walk.index
     phases = dict(packing.phases)
-    position = packing.position
 
     mark = clock()
-    end = compressor(level).compress(TAR_END)
-    output.write(end, position)
-    position += len(end)
-    _append_frame(index, end, len(TAR_END))
-    base = walk.base
-    if base is not None and index.same_as(base.index):
-        packed_index, raw_bytes = base.archive.packed_index, base.archive.seal.index_raw_bytes
-    else:
-        packed_index, raw_bytes = compress_index(index)
     seal = describe(walk)
-    seal.data_bytes = position
-    frame = sealing.skippable(INDEX_MAGIC, packed_index)
-    output.write(frame, position)
-    position += len(frame)
-    seal.sealed_bytes = position
-    seal.index_raw_bytes = raw_bytes
-    seal.index_sha256 = hashlib.sha256(packed_index).hexdigest()
-    seal.frames = index.frame_count
-    seal.members = len(index)
-    seal.tar_bytes = sum(index.raw_sizes)
-    seal.content_bytes = index.content_bytes()
     seal.allocated_bytes = walk.allocated_bytes
-    seal.counts = {
-        "files": index.count(FILE),
-        "directories": index.count(DIRECTORY),
-        "symlinks": index.count(SYMLINK),
-        "hardlinks": index.count(HARDLINK),
-    }
     seal.skipped = dict(walk.skipped)
-    seal.features = ["sparse"] if index.sparse else []
-    tail = sealing.encode(seal, trust) + sealing.seek_table(
-        zip(index.frame_sizes, index.raw_sizes, strict=True)
+    base = None if walk.base is None else walk.base.archive
+    position, packed_index = write_tail(
+        index, seal, output, packing.position, level=level, trust=trust, base=base
     )
-    output.write(tail, position)
-    position += len(tail)
     step("save.tail-written")
     phases["index"] = clock() - mark
     mark = clock()
@@ -173,12 +120,6 @@ def write_entry(
     phases["fsync"] = clock() - mark
     phases["write"] = clock() - begin
     return Written(seal, position, dropped, packing.copied_frames, packing.copied_bytes, packed_index, phases)
-
-
-def _append_frame(index: Index, data: bytes, raw_size: int) -> None:
-    index.frame_sizes.append(len(data))
-    index.raw_sizes.append(raw_size)
-    index.frame_digests += hashlib.sha256(data).digest()
 
 
 class _Packing:
