@@ -1,4 +1,4 @@
-"""The Docker Engine API, as much as cleaning needs, over the engine's unix socket.
+"""The Docker Engine API, as much as cachekit needs, over the engine's unix socket.
 
 Every call has a deadline for the whole of it and raises EngineUnavailable (no answer in time, nonsense) or
 EngineRefused (the engine answered with an error). Checked against Docker 20.10, 26.1 and 28.5 (both image stores) and
@@ -10,27 +10,32 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cachekit.engine.objects import (
     CacheRecord,
     Container,
     Event,
     Image,
+    ImageDetails,
     Info,
     Volume,
     read_cache,
     read_container,
     read_event,
     read_image,
+    read_image_details,
     read_image_inspection,
     read_info,
     read_volume,
 )
-from cachekit.engine.outcome import Answer, EngineUnavailable, candidates
+from cachekit.engine.outcome import Answer, EngineRefused, EngineUnavailable, candidates, complaint
 from cachekit.system.clock import now_ns
+
+if TYPE_CHECKING:
+    from cachekit.engine.streams import Export, Load  # imported when used, as http.client is
 
 __all__ = ["NEWEST_API", "Engine", "EngineRefused", "can_be_named"]
 
@@ -44,15 +49,6 @@ _NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,511}", re.ASCII)
 _EVENTS_SECONDS = 5.0
 
 _Row = TypeVar("_Row")
-
-
-class EngineRefused(Exception):
-    """The engine answered with an error: ``status`` of HTTP, ``message`` is its own sentence."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
 
 
 def can_be_named(name: str) -> bool:
@@ -117,10 +113,10 @@ class Engine:
         from cachekit.engine.transport import exchange
 
         given = {name: _parameter(value) for name, value in (query or {}).items() if value is not None}
-        full = f"/v{self.api[0]}.{self.api[1]}{target}" + (f"?{urlencode(given)}" if given else "")
+        full = self._versioned(target) + (f"?{urlencode(given)}" if given else "")
         answer = exchange(self.path, method, full, timeout=timeout or self.timeout, body=body, kind=kind)
         if not 200 <= answer.status < 300:
-            raise EngineRefused(answer.status, _complaint(answer))
+            raise EngineRefused(answer.status, complaint(answer.status, answer.body))
         return answer
 
     def info(self) -> Info:
@@ -169,6 +165,29 @@ class Engine:
         inspected = self._inspect(f"/images/{_quoted(name)}/json") if can_be_named(name) else None
         found = inspected.get("Id") if isinstance(inspected, dict) else None
         return found if isinstance(found, str) else ""
+
+    def describe_image(self, name: str) -> ImageDetails | None:
+        """Return what the image of a name (or id) is; None if there is none."""
+        inspected = self._inspect(f"/images/{_quoted(name)}/json") if can_be_named(name) else None
+        return None if inspected is None else read_image_details(inspected)
+
+    def export(self, names: Sequence[str], *, stall: float | None = None) -> Export:
+        """Return the tar of some images, to be read while it comes: what ``docker save`` writes."""
+        from urllib.parse import urlencode
+
+        from cachekit.engine.streams import STALL_SECONDS, Export
+
+        query = urlencode([("names", name) for name in names])
+        return Export(self.path, self._versioned(f"/images/get?{query}"), stall or STALL_SECONDS)
+
+    def load(self, *, stall: float | None = None) -> Load:
+        """Return what takes the tar of some images: what ``docker load`` reads."""
+        from cachekit.engine.streams import STALL_SECONDS, Load
+
+        return Load(self.path, self._versioned("/images/load?quiet=1"), stall or STALL_SECONDS)
+
+    def _versioned(self, target: str) -> str:
+        return f"/v{self.api[0]}.{self.api[1]}{target}"
 
     def volumes(self, *, unused: bool = False) -> list[Volume]:
         """Return all volumes, or those that no container of any state uses."""
@@ -307,15 +326,3 @@ def _read_all(value: object, read: Callable[[object], _Row | None], *, empty: bo
     if len(known) < len(rows):
         raise EngineUnavailable("no-answer", "the engine's list has rows without a name")
     return known
-
-
-def _complaint(answer: Answer) -> str:
-    """Return the engine's own sentence out of the body of an error."""
-    try:
-        said = json.loads(answer.body)
-    except (ValueError, RecursionError):
-        said = None
-    message = said.get("message") if isinstance(said, dict) else None
-    if not isinstance(message, str) or not message.strip():
-        return f"the engine answered with status {answer.status}"
-    return " ".join(message.split())[:500].removeprefix("Error response from daemon: ")

@@ -17,6 +17,7 @@ __all__ = [
     "Container",
     "Event",
     "Image",
+    "ImageDetails",
     "Info",
     "Volume",
     "moment",
@@ -24,6 +25,7 @@ __all__ = [
     "read_container",
     "read_event",
     "read_image",
+    "read_image_details",
     "read_image_inspection",
     "read_info",
     "read_volume",
@@ -38,12 +40,14 @@ class Info:
     """The engine itself. ``identity`` stays the same as long as its data directory does.
 
     ``roots``: the directories that its images may lie in; with a containerd of its own, that is inside the first.
+    ``containerd``: images are kept by containerd, as they come from a registry; else unpacked, by the engine itself.
     """
 
     identity: str
     roots: tuple[str, ...]
     driver: str
     version: str = ""
+    containerd: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,21 @@ class Image:
     manifests: tuple[str, ...] = ()
     containers: int | None = None
     labels: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDetails:
+    """An image, inspected. ``diff_ids`` are the digests of its layers' tars, lowest first.
+
+    ``size`` in bytes: of the unpacked layers in the classic image store, of the packed ones too or alone in
+    containerd's. ``platform`` as in ``linux/arm64/v8``.
+    """
+
+    id: str
+    names: tuple[str, ...]
+    diff_ids: tuple[str, ...]
+    size: int
+    platform: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +191,7 @@ def read_info(value: object, greeting: object = None) -> Info:
     # Podman makes up an id for each answer; and all engines of a host with Docker 20.10 or older have the same.
     parts = (root,) if podman else (_text(facts.get("ID")), root)
     identity = " ".join(filter(None, parts)) or "unknown"
-    return Info(identity, tuple(roots), _text(facts.get("Driver")), _text(said.get("Version")))
+    return Info(identity, tuple(roots), _text(facts.get("Driver")), _text(said.get("Version")), snapshotter)
 
 
 def read_container(value: object, inspection: object = None) -> Container | None:
@@ -230,6 +249,23 @@ def read_image_inspection(value: object, row: Image) -> Image | None:
     """Read GET /images/ID/json: ``row`` with the names that the image has now."""
     fresh = read_image(value)
     return fresh and replace(row, tags=fresh.tags, digests=fresh.digests)
+
+
+def read_image_details(value: object) -> ImageDetails | None:
+    """Read GET /images/NAME/json."""
+    row = _table(value)
+    identity = _text(row.get("Id"))
+    if not identity:
+        return None
+    parts = (_text(row.get("Os")), _text(row.get("Architecture")), _text(row.get("Variant")))
+    return ImageDetails(
+        # Podman leaves the algorithm out.
+        id=identity if ":" in identity else f"sha256:{identity}",
+        names=tuple(tag for tag in _words(row.get("RepoTags")) if tag != "<none>:<none>"),
+        diff_ids=_words(_table(row.get("RootFS")).get("Layers")),
+        size=_number(row.get("Size")) or 0,
+        platform="/".join(filter(None, parts)),
+    )
 
 
 def read_volume(value: object) -> Volume | None:

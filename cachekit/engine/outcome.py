@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Answer", "EngineUnavailable", "Outcome", "candidates"]
+__all__ = ["Answer", "EngineRefused", "EngineUnavailable", "Outcome", "candidates", "complaint"]
 
 #: no-engine: there is none on this machine. no-permission: there is one, but not for this user. no-answer: it is there
 #: but does not answer in time, or answers what is not HTTP or JSON.
@@ -20,6 +21,15 @@ class EngineUnavailable(Exception):
         super().__init__(reason)
         self.outcome: Outcome = outcome
         self.reason = reason
+
+
+class EngineRefused(Exception):
+    """The engine answered with an error: ``status`` of HTTP, ``message`` is its own sentence."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +58,15 @@ def candidates(host: str | None, runtime_directory: str | None) -> list[str]:
     if runtime_directory:
         paths.append(os.path.join(runtime_directory, "docker.sock"))
     return paths
+
+
+def complaint(status: int, body: bytes) -> str:
+    """Return the engine's own sentence out of the body of an error."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        said = None
+    message = said.get("message") if isinstance(said, dict) else None
+    if not isinstance(message, str) or not message.strip():
+        return f"the engine answered with status {status}"
+    return " ".join(message.split())[:500].removeprefix("Error response from daemon: ")

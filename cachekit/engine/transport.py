@@ -13,7 +13,7 @@ from typing import cast
 
 from cachekit.engine.outcome import Answer, EngineUnavailable
 
-__all__ = ["exchange"]
+__all__ = ["connected", "exchange"]
 
 #: An engine with 10,000 images lists them in about 10 MB; more than this is not a list that anybody needs.
 _LARGEST_ANSWER = 64 << 20
@@ -73,11 +73,15 @@ class _Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         # http.client needs of a socket what _Socket has: sendall, makefile and close.
-        self.sock = cast("socket.socket", _Socket(_connected(self._path, self._deadline), self._deadline))
+        self.sock = cast(
+            "socket.socket", _Socket(connected(self._path, deadline=self._deadline), self._deadline)
+        )
 
 
-def _connected(path: str, deadline: float) -> socket.socket:
-    """Connect, or raise EngineUnavailable saying which of the outcomes it is."""
+def connected(path: str, timeout: float = 0.0, *, deadline: float | None = None) -> socket.socket:
+    """Connect within ``timeout`` seconds or until ``deadline``, or raise EngineUnavailable saying why not."""
+    if deadline is None:
+        deadline = time.monotonic() + timeout
     raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         while True:
