@@ -23,7 +23,8 @@
     │   ├── NameConflict            8   name-conflict
     │   ├── TargetNotNamed          8   target-not-named
     │   ├── TargetNotWritable       8   target-not-writable
-    │   └── UnfinishedTarget        8   unfinished-target
+    │   ├── UnfinishedTarget        8   unfinished-target
+    │   └── WrongKind               8   wrong-kind
     ├── StoreUnavailable            9   store-unavailable
     │   ├── Unreadable              9   unreadable
     │   ├── StoreUntrusted          9   store-untrusted
@@ -77,6 +78,7 @@ __all__ = [
     "Unsafe",
     "Unsupported",
     "Untrusted",
+    "WrongKind",
 ]
 
 
@@ -293,6 +295,14 @@ class UnfinishedTarget(SourceOrTargetRefused):
     id = "unfinished-target"
     meaning = "An earlier restore of this target was killed and is not finished."
     default_hint = "run cachekit recover, which finishes it or puts the old tree back"
+
+
+class WrongKind(SourceOrTargetRefused):
+    """An entry holds files and directories, or Docker images."""
+
+    id = "wrong-kind"
+    meaning = "The entry holds Docker images where files are asked for, or the other way round; nothing was changed."
+    default_hint = "images are for cachekit image save and image load, files for save and restore"
 
 
 class StoreUnavailable(CachekitError):

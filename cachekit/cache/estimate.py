@@ -35,11 +35,16 @@ def room_for(walk: Walk, ratio: float) -> int:
     return int(walk.allocated_bytes * ratio) + _INDEX_BYTES_EACH * len(walk.index) + _INDEX_BYTES_BASE
 
 
-def family_ratio(store: DirectoryStore, family: str, prefix: str) -> float:
-    """Return archive bytes for each allocated byte in the family's newest entry, with a margin; 1 if unknown."""
+def family_ratio(store: DirectoryStore, family: str, prefix: str, *, images: bool = False) -> float:
+    """Return archive bytes for each allocated byte in the family's newest entry, with a margin; 1 if unknown.
+
+    ``images``: of its entries with Docker images, else of those with files.
+    """
     for candidate in store.candidates(prefix, str(this_platform())):
         seal = candidate.seal
-        if seal is not None and candidate.trusted and seal.family == family and seal.allocated_bytes:
+        if seal is None or (seal.images is not None) != images:
+            continue
+        if candidate.trusted and seal.family == family and seal.allocated_bytes:
             return min(1.0, _RATIO_MARGIN * candidate.size / seal.allocated_bytes)
     return 1.0
 

@@ -31,6 +31,13 @@ __all__ = [
 _WORST: tuple[RestoreStatus, ...] = ("refused", "unreadable", "unsupported")
 
 
+#: Why an entry is passed over that is whole, by whether images are asked for.
+_OTHER_KIND = {
+    False: "it holds Docker images, which cachekit image load loads",
+    True: "it holds files, which cachekit restore restores",
+}
+
+
 class ToTry(NamedTuple):
     """An entry that may be used: its file name, whether it is the exact key's, and the key or restore key asked for."""
 
@@ -61,8 +68,11 @@ def attempt(
     use: Callable[[Archive], None],
     *,
     any_platform: bool,
+    images: bool = False,
 ) -> list[Verdict]:
     """Use one entry, or find out why not; the last verdict is what counts. Changes nothing but by ``use``.
+
+    ``images``: one with Docker images, else one with files; the other kind is a miss.
 
     Two verdicts: what was read was wrong once, and otherwise the second time. Raises what ``use`` raises, but for
     refusals and errors of reading.
@@ -82,6 +92,8 @@ def attempt(
                 store.check_filing(archive, name)
                 if not any_platform and archive.seal.platform != platform:
                     return [Verdict("miss", "miss", f"it was made for {archive.seal.platform}")]
+                if (archive.seal.images is not None) != images:
+                    return [Verdict("miss", "miss", _OTHER_KIND[images])]
                 use(archive)
                 return [Verdict("used")]
         except FileNotFoundError:
