@@ -80,7 +80,7 @@ def is_stored(
             seal = archive.seal
             if (seal.images is not None) != images:
                 raise WrongKind(
-                    f"the key {seal.key!r} holds {'Docker images' if seal.images else 'files'} already",
+                    f"the key {seal.key!r} holds {'files' if images else 'Docker images'} already",
                     hint="choose another key; --force replaces the entry",
                 )
             report.status = "exists"
