@@ -23,8 +23,9 @@
     │   ├── NameConflict            8   name-conflict
     │   ├── TargetNotNamed          8   target-not-named
     │   ├── TargetNotWritable       8   target-not-writable
-    │   ├── UnfinishedTarget        8   unfinished-target
-    │   └── WrongKind               8   wrong-kind
+    │   └── UnfinishedTarget        8   unfinished-target
+    ├── NoEngine                    9   engine-unavailable
+    │   └── EngineFailed            9   engine-failed
     ├── StoreUnavailable            9   store-unavailable
     │   ├── Unreadable              9   unreadable
     │   ├── StoreUntrusted          9   store-untrusted
@@ -49,6 +50,7 @@ __all__ = [
     "CachekitError",
     "ConfigInvalid",
     "Damaged",
+    "EngineFailed",
     "Forged",
     "GoalNotMet",
     "Interrupted",
@@ -58,6 +60,7 @@ __all__ = [
     "LockTimeout",
     "Missed",
     "NameConflict",
+    "NoEngine",
     "NoSpace",
     "NotExecutable",
     "NotFound",
@@ -78,7 +81,6 @@ __all__ = [
     "Unsafe",
     "Unsupported",
     "Untrusted",
-    "WrongKind",
 ]
 
 
@@ -297,12 +299,19 @@ class UnfinishedTarget(SourceOrTargetRefused):
     default_hint = "run cachekit recover, which finishes it or puts the old tree back"
 
 
-class WrongKind(SourceOrTargetRefused):
-    """An entry holds files and directories, or Docker images."""
+class NoEngine(CachekitError):
+    id = "engine-unavailable"
+    exit_code = 9
+    meaning = "No container engine answers, or not this user; nothing was done."
+    default_hint = "start Docker or Podman, or say in $DOCKER_HOST where its socket is"
 
-    id = "wrong-kind"
-    meaning = "The entry holds Docker images where files are asked for, or the other way round; nothing was changed."
-    default_hint = "images are for cachekit image save and image load, files for save and restore"
+
+class EngineFailed(NoEngine):
+    """The engine's own sentence is in the message."""
+
+    id = "engine-failed"
+    meaning = "The engine failed at what it was asked for, or sent no whole image; nothing was published."
+    default_hint = "the engine's log says more; its disk may be full (cachekit disk)"
 
 
 class StoreUnavailable(CachekitError):
