@@ -29,7 +29,7 @@ from cachekit.errors import CachekitError, InvalidRequest, Missed, Refused, Unre
 from cachekit.model import RestoreReport
 from cachekit.trust import TrustMode
 
-__all__ = ["restore"]
+__all__ = ["passed_over", "restore"]
 
 #: So many untrusted entries are told of one by one: a store that was never signed may be full of them.
 _UNTRUSTED_LINES = 3
@@ -176,6 +176,16 @@ def _outputs(report: RestoreReport, status: str) -> dict[str, object]:
 
 def _tell(report: RestoreReport, restore_keys: list[str], store: str) -> None:
     """Tell people: what was passed over and why, warnings, the closing line."""
+    passed_over(report)
+    click.echo(closing_line(report, restore_keys, store), err=True)
+    if not report.hit:
+        for line in report.tried:
+            if line["verdict"] == "miss":
+                click.echo(f"  {printable(line['entry'])}: {printable(line['reason'])}", err=True)
+
+
+def passed_over(report: RestoreReport) -> None:
+    """Tell people which entries were not used and why, and the warnings."""
     untrusted = [line for line in report.tried if line["verdict"] == "untrusted"]
     for line in report.tried:
         if line["verdict"] != "miss" and line not in untrusted[_UNTRUSTED_LINES:]:
@@ -184,11 +194,6 @@ def _tell(report: RestoreReport, restore_keys: list[str], store: str) -> None:
         warn(f"{count(more, 'further entry', 'further entries')} not used (untrusted)")
     for warning in report.warnings:
         warn(warning)
-    click.echo(closing_line(report, restore_keys, store), err=True)
-    if not report.hit:
-        for line in report.tried:
-            if line["verdict"] == "miss":
-                click.echo(f"  {printable(line['entry'])}: {printable(line['reason'])}", err=True)
 
 
 def _tell_passed_over(line: dict[str, object], *, aside: bool) -> None:
