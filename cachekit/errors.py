@@ -24,12 +24,13 @@
     │   ├── TargetNotNamed          8   target-not-named
     │   ├── TargetNotWritable       8   target-not-writable
     │   └── UnfinishedTarget        8   unfinished-target
-    ├── NoEngine                    9   engine-unavailable
-    │   └── EngineFailed            9   engine-failed
-    ├── StoreUnavailable            9   store-unavailable
-    │   ├── Unreadable              9   unreadable
-    │   ├── StoreUntrusted          9   store-untrusted
-    │   └── StoreReadOnly           9   store-read-only
+    ├── Unavailable                 9   unavailable
+    │   ├── NoEngine                9   engine-unavailable
+    │   │   └── EngineFailed        9   engine-failed
+    │   └── StoreUnavailable        9   store-unavailable
+    │       ├── Unreadable          9   unreadable
+    │       ├── StoreUntrusted      9   store-untrusted
+    │       └── StoreReadOnly       9   store-read-only
     ├── LockBusy                  122   lock-busy
     ├── NotRun                    125   not-run
     │   └── LockLost              125   lock-lost
@@ -76,6 +77,7 @@ __all__ = [
     "StoreUntrusted",
     "TargetNotNamed",
     "TargetNotWritable",
+    "Unavailable",
     "UnfinishedTarget",
     "Unreadable",
     "Unsafe",
@@ -299,9 +301,14 @@ class UnfinishedTarget(SourceOrTargetRefused):
     default_hint = "run cachekit recover, which finishes it or puts the old tree back"
 
 
-class NoEngine(CachekitError):
-    id = "engine-unavailable"
+class Unavailable(CachekitError):
+    id = "unavailable"
     exit_code = 9
+    meaning = "What cachekit works with, a store or an engine, cannot be used."
+
+
+class NoEngine(Unavailable):
+    id = "engine-unavailable"
     meaning = "No container engine answers, or not this user; nothing was done."
     default_hint = "start Docker or Podman, or say in $DOCKER_HOST where its socket is"
 
@@ -314,9 +321,8 @@ class EngineFailed(NoEngine):
     default_hint = "the engine's log says more; its disk may be full (cachekit disk)"
 
 
-class StoreUnavailable(CachekitError):
+class StoreUnavailable(Unavailable):
     id = "store-unavailable"
-    exit_code = 9
     meaning = "The store cannot be reached, read or written."
 
 

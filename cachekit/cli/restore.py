@@ -29,10 +29,10 @@ from cachekit.errors import CachekitError, InvalidRequest, Missed, Refused, Unre
 from cachekit.model import RestoreReport
 from cachekit.trust import TrustMode
 
-__all__ = ["restore"]
+__all__ = ["MISSES", "passed_over", "restore", "why_missed"]
 
 #: Verdicts on entries that are as they should be, but of no use here: told only if nothing was restored.
-_MISSES = frozenset({"miss", "wrong-kind"})
+MISSES = frozenset({"miss", "wrong-kind"})
 #: So many untrusted entries are told of one by one: a store that was never signed may be full of them.
 _UNTRUSTED_LINES = 3
 
@@ -178,18 +178,28 @@ def _outputs(report: RestoreReport, status: str) -> dict[str, object]:
 
 def _tell(report: RestoreReport, restore_keys: list[str], store: str) -> None:
     """Tell people: what was passed over and why, warnings, the closing line."""
+    passed_over(report)
+    click.echo(closing_line(report, restore_keys, store), err=True)
+    why_missed(report)
+
+
+def passed_over(report: RestoreReport) -> None:
+    """Tell people which entries were not used and why, and the warnings."""
     untrusted = [line for line in report.tried if line["verdict"] == "untrusted"]
     for line in report.tried:
-        if line["verdict"] not in _MISSES and line not in untrusted[_UNTRUSTED_LINES:]:
+        if line["verdict"] not in MISSES and line not in untrusted[_UNTRUSTED_LINES:]:
             _tell_passed_over(line, aside=line["entry"] in report.quarantined)
     if (more := len(untrusted) - _UNTRUSTED_LINES) > 0:
         warn(f"{count(more, 'further entry', 'further entries')} not used (untrusted)")
     for warning in report.warnings:
         warn(warning)
-    click.echo(closing_line(report, restore_keys, store), err=True)
+
+
+def why_missed(report: RestoreReport) -> None:
+    """Tell people which entries were no candidates, if there was no other."""
     if not report.hit:
         for line in report.tried:
-            if line["verdict"] in _MISSES:
+            if line["verdict"] in MISSES:
                 click.echo(f"  {printable(line['entry'])}: {printable(line['reason'])}", err=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cachekit.archive.check import check_archive
@@ -26,7 +26,7 @@ from cachekit.store.directory import DirectoryStore
 from cachekit.system.steps import step
 from cachekit.system.workers import worker_count
 
-__all__ = ["ImageLoadReport", "ImageLoadRequest", "load_images"]
+__all__ = ["ImageLoadReport", "ImageLoadRequest", "load_images", "load_scoped"]
 
 #: What the engine was found to have of an image: nothing, the image but not all its names, all.
 Presence = Literal["absent", "unnamed", "present"]
@@ -117,6 +117,21 @@ def load_images(request: ImageLoadRequest) -> ImageLoadReport:
                 report.passed_over(other.name, word, other.reason)
     report.seconds = time.perf_counter() - begin
     return report
+
+
+def load_scoped(request: ImageLoadRequest, trusted: StoreAddress) -> ImageLoadReport:
+    """Load from the request's store, a scope's; else from ``trusted``, as ``cache.scoped`` restores."""
+    first = load_images(request)
+    if first.hit:
+        return first
+    second = load_images(replace(request, store=trusted))
+    second.tried = first.tried + second.tried
+    second.quarantined = first.quarantined + second.quarantined
+    second.warnings = first.warnings + second.warnings
+    second.seconds += first.seconds
+    if not second.hit:
+        second.status = status_without({first.status, second.status})
+    return second
 
 
 def _load(request: ImageLoadRequest, engine: Engine, archive: Archive, report: ImageLoadReport) -> None:
