@@ -235,32 +235,27 @@ def test_images_in_a_seal_come_back() -> None:
     assert decode_images(json.loads(json.dumps(encode_images([GOOD])))) == [GOOD]
 
 
-BAD: dict[str, object] = {
-    "no list": {},
-    "no image": [],
-    "a text for an image": ["app:1"],
-    **{
-        f"{name} {value!r}": [encode_images([GOOD])[0] | {name: value}]
-        for name, values in {
-            "names": [None, "app:1", [1]],
-            "ids": [None, [], ["a"], ["sha256:" + "A" * 64], ["sha256:" + "a" * 63]],
-            "config": [None, "", "sha256:" + "a" * 65],
-            "platform": [None, 1],
-            "layers": [
-                None,
-                {},
-                [[]],
-                [["a", "sha256:" + "b" * 64, -1, "sha256:" + "c" * 64]],
-                [["a", "sha256:" + "b" * 64, True, "sha256:" + "c" * 64]],
-                [["a", "sha256:" + "b" * 64, 1 << 60, "sha256:" + "c" * 64]],
-                [["\u20ac", "sha256:" + "b" * 64, 1, "sha256:" + "c" * 64]],
-                [["a", "md5:" + "b" * 64, 1, "sha256:" + "c" * 64]],
-                [["a", "sha256:" + "b" * 64, 1, None]],
-            ],
-        }.items()
-        for value in values
-    },
+_VALUES: dict[str, list[object]] = {
+    "names": [None, "app:1", [1]],
+    "ids": [None, [], ["a"], ["sha256:" + "A" * 64], ["sha256:" + "a" * 63]],
+    "config": [None, "", "sha256:" + "a" * 65],
+    "platform": [None, 1],
+    "layers": [
+        None,
+        {},
+        [[]],
+        [["a", "sha256:" + "b" * 64, -1, "sha256:" + "c" * 64]],
+        [["a", "sha256:" + "b" * 64, True, "sha256:" + "c" * 64]],
+        [["a", "sha256:" + "b" * 64, 1 << 60, "sha256:" + "c" * 64]],
+        [["\u20ac", "sha256:" + "b" * 64, 1, "sha256:" + "c" * 64]],
+        [["a", "md5:" + "b" * 64, 1, "sha256:" + "c" * 64]],
+        [["a", "sha256:" + "b" * 64, 1, None]],
+    ],
 }
+BAD: dict[str, object] = {"no list": {}, "no image": [], "a text for an image": ["app:1"]}
+for field, values in _VALUES.items():
+    for number, value in enumerate(values):
+        BAD[f"{field} {number}"] = [encode_images([GOOD])[0] | {field: value}]
 
 
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
