@@ -212,6 +212,8 @@ class Plan:
     load_status: int = 200
     load_words: bytes = b'{"stream":"Loaded image"}\r\n'
     keeps: bool = True
+    #: How large it says that each image is; None for its layers' lengths.
+    size: int | None = None
 
 
 @dataclass
@@ -277,7 +279,8 @@ class MimicEngine(FakeEngine):
             super().answer(handler)
 
     def _found(self, reference: str) -> Made:
-        name = reference if ":" in reference else f"{reference}:latest"
+        name = reference.removeprefix("docker.io/library/")
+        name = name if ":" in name else f"{name}:latest"
         return self.state.images[self.state.names.get(name, reference)]
 
     def _inspect(self, handler: BaseHTTPRequestHandler, reference: str) -> None:
@@ -294,7 +297,7 @@ class MimicEngine(FakeEngine):
                 {
                     "Id": image.id,
                     "RepoTags": names,
-                    "Size": sum(map(len, image.layers)),
+                    "Size": sum(map(len, image.layers)) if self.plan.size is None else self.plan.size,
                     "Os": "linux",
                     "Architecture": "amd64",
                     "RootFS": {"Type": "layers", "Layers": image.diff_ids},
