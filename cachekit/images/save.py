@@ -227,7 +227,9 @@ def _check(temp: TempFile, store: DirectoryStore) -> None:
         with Archive(os.fsencode(temp.name), os.dup(temp.fd), store.trust) as archive:
             check_archive(archive)
     except Refused as error:
-        what = f" ({error.path.decode('utf-8', 'backslashreplace')!r})" if isinstance(error.path, bytes) else ""
+        what = (
+            f" ({error.path.decode('utf-8', 'backslashreplace')!r})" if isinstance(error.path, bytes) else ""
+        )
         raise EngineFailed(f"the engine sent what no entry may hold: {error.message}{what}") from None
 
 
