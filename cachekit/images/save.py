@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cachekit.archive.check import check_archive
 from cachekit.archive.held import Held
@@ -53,6 +54,8 @@ class ImageSaveRequest:
     min_free: int = 0
     #: Pack every layer anew instead of copying those that an earlier entry holds.
     full: bool = False
+    #: "auto": read the engine's data root where that is possible; "engine": only what it sends.
+    source: Literal["auto", "engine"] = "auto"
     stall: float | None = None
     progress: Progress | None = None
     make_room: Callable[[int], None] | None = None
@@ -64,6 +67,8 @@ class ImageSaveReport(SaveReport):
     """What a save of images did. ``images`` has for each: names, id (of the config), platform, layers, bytes."""
 
     images: list[dict[str, object]] = field(default_factory=list)
+    #: Where the images came from: data-root or engine.
+    source: str = ""
 
 
 def save_images(request: ImageSaveRequest) -> ImageSaveReport:
