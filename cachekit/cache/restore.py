@@ -115,9 +115,9 @@ def restore(request: RestoreRequest) -> RestoreReport:
     else:
         report.status = status_without(verdicts)
         if report.status == "miss" and not request.any_platform:
-            for name, platform in elsewhere(store, key, request.restore_keys, request.platform):
-                reason = f"it was made for {platform}, this is {request.platform} (--any-platform takes it)"
-                report.passed_over(name, "miss", reason)
+            for found in elsewhere(store, key, request.restore_keys, request.platform):
+                word = "miss" if found.word == "platform" else found.word
+                report.passed_over(found.name, word, found.reason)
     report.seconds = time.perf_counter() - begin
     return report
 

@@ -24,6 +24,7 @@ from cachekit.system.steps import step
 from cachekit.system.workers import worker_count
 
 __all__ = [
+    "Elsewhere",
     "ToTry",
     "Verdict",
     "attempt",
@@ -52,6 +53,15 @@ class ToTry(NamedTuple):
     name: str
     exact: bool
     wanted: str
+
+
+class Elsewhere(NamedTuple):
+    """An entry that was not even tried: its file name, platform, and why: ``word`` is platform or wrong-kind."""
+
+    name: str
+    platform: Platform
+    word: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,23 +163,29 @@ def names_to_try(
 
 def elsewhere(
     store: DirectoryStore, key: Key, restore_keys: list[str], platform: Platform, *, images: bool = False
-) -> Iterator[tuple[str, Platform]]:
-    """Yield (entry file name, platform) of entries that only their platform kept from being tried: why a miss.
+) -> Iterator[Elsewhere]:
+    """Yield entries that only their platform or kind kept from being tried, a few for each key: why a miss.
 
-    ``images``: of those with Docker images, else of those with files.
+    ``images``: those with Docker images were asked for, else those with files.
     """
     seen: set[str] = set()
     for prefix in (key.text, *restore_keys):
+        told: set[str] = set()
         for candidate in store.candidates(prefix, None):
             seal = candidate.seal
             if seal is None or seal.platform == platform or candidate.name in seen:
                 continue
-            if (seal.images is not None) != images:
+            if prefix == key.text and seal.key != key.text:
                 continue
-            if prefix != key.text or seal.key == key.text:
+            if (seal.images is not None) != images:
+                found = Elsewhere(candidate.name, seal.platform, "wrong-kind", _OTHER_KIND[images])
+            else:
+                reason = f"it was made for {seal.platform}, this is {platform} (--any-platform takes it)"
+                found = Elsewhere(candidate.name, seal.platform, "platform", reason)
+            if found.word not in told:
+                told.add(found.word)
                 seen.add(candidate.name)
-                yield candidate.name, seal.platform
-                break
+                yield found
 
 
 def status_of(error: CachekitError) -> RestoreStatus:

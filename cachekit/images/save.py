@@ -18,7 +18,7 @@ from cachekit.archive.write import BaseRotten, Progress, Written
 from cachekit.cache.estimate import family_ratio
 from cachekit.cache.saving import is_stored, new_seal, save_once, take_room
 from cachekit.engine.client import Engine
-from cachekit.errors import CachekitError, Damaged, EngineFailed, InvalidRequest
+from cachekit.errors import CachekitError, Damaged, EngineFailed, InvalidRequest, Refused
 from cachekit.images.engine import connected, engine_errors
 from cachekit.images.incoming import Look, members_of
 from cachekit.images.names import Wanted, image_platform, resolve
@@ -227,9 +227,13 @@ def _reserve(
 
 
 def _check(temp: TempFile, store: DirectoryStore) -> None:
-    """Read the entry's seal and index back as a reader will. Raises Refused if that would refuse it."""
-    with Archive(os.fsencode(temp.name), os.dup(temp.fd), store.trust) as archive:
-        check_archive(archive)
+    """Read the entry's seal and index back as a reader will. Raises EngineFailed if that would refuse it."""
+    try:
+        with Archive(os.fsencode(temp.name), os.dup(temp.fd), store.trust) as archive:
+            check_archive(archive)
+    except Refused as error:
+        what = f" ({error.path.decode('utf-8', 'backslashreplace')!r})" if isinstance(error.path, bytes) else ""
+        raise EngineFailed(f"the engine sent what no entry may hold: {error.message}{what}") from None
 
 
 def _fill(report: ImageSaveReport, written: Written, earlier: list[Archive]) -> None:
