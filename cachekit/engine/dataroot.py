@@ -1,12 +1,12 @@
 """Layers and documents straight from an engine's data root: the same bytes that it would send, without its detours.
 
-An engine hands its images out slowly (docs/adr/0011-data-root.md has the measurement): containerd in small messages, the
-classic image store only after it has put all of it together on disk. Who may read the data root can do without. Nothing
-here is trusted: whoever reads checks each content against its digest. Whatever is missing, or not of the shape that is
-known, is NotFromHere: then the engine is asked after all.
+An engine hands its images out slowly (measured in docs/adr/0011-data-root.md): containerd in small messages, the
+classic image store only after it has put all of it together on disk. Who may read the data root can do without.
+Nothing here is trusted: whoever reads checks each content against its digest. Whatever is missing, or not of the shape
+that is known, is NotFromHere: then the engine is asked after all.
 
-Layouts: containerd's content store (``io.containerd.content.v1.content``); Docker's overlay2 with the tar-split files of
-its layer database (github.com/vbatts/tar-split: JSON lines of segments and files, which together give the layer's tar).
+Layouts: containerd's content store (``io.containerd.content.v1.content``); Docker's overlay2 with the tar-split files
+of its layer database (github.com/vbatts/tar-split: JSON lines of segments and files, which give the layer's tar).
 """
 
 from __future__ import annotations
@@ -110,14 +110,18 @@ class ClassicStore:
         for diff_id in diff_ids:
             if not _DIGEST.fullmatch(diff_id):
                 raise NotFromHere(f"{diff_id!r} is no diff id that is known")
-            chain = "sha256:" + hashlib.sha256(f"{chain} {diff_id}".encode()).hexdigest() if chain else diff_id
+            chain = (
+                "sha256:" + hashlib.sha256(f"{chain} {diff_id}".encode()).hexdigest() if chain else diff_id
+            )
         place = os.path.join(self._database, "layerdb/sha256", chain.removeprefix("sha256:"))
         if _text(os.path.join(place, "diff")) != diff_ids[-1]:
             raise NotFromHere("the layer database names another layer")
         cache = _text(os.path.join(place, "cache-id"))
         if not _CACHE_ID.fullmatch(cache):
             raise NotFromHere("the layer database names no directory")
-        return Layer(os.path.join(place, "tar-split.json.gz"), os.path.join(self._root, "overlay2", cache, "diff"))
+        return Layer(
+            os.path.join(place, "tar-split.json.gz"), os.path.join(self._root, "overlay2", cache, "diff")
+        )
 
 
 class Layer:

@@ -29,7 +29,9 @@ _BLOBS = b"blobs/sha256/"
 _HUB = "docker.io/"
 
 
-def members_from_data_root(info: Info, wanted: Sequence[Wanted], sizes: Mapping[str, int]) -> Iterator[StreamMember]:
+def members_from_data_root(
+    info: Info, wanted: Sequence[Wanted], sizes: Mapping[str, int]
+) -> Iterator[StreamMember]:
     """Yield the members of an archive of the wanted images. Raises NotFromHere, also while contents are read.
 
     ``sizes``: lengths of contents that are known by their digest (layers of earlier entries), to save looking.
@@ -59,7 +61,11 @@ class _Archive:
         yield StreamMember(b"blobs/sha256", DIRECTORY)
         for digest, (size, source) in sorted(self._blobs.items()):
             yield StreamMember(
-                _BLOBS + digest.removeprefix("sha256:").encode("ascii"), FILE, size, digest=digest, open=source
+                _BLOBS + digest.removeprefix("sha256:").encode("ascii"),
+                FILE,
+                size,
+                digest=digest,
+                open=source,
             )
         index = {"schemaVersion": 2, "mediaType": _INDEX_TYPE, "manifests": self._index}
         for name, value in (
@@ -75,7 +81,11 @@ class _Archive:
         entry = {name: descriptor[name] for name in ("mediaType", "digest", "size")}
         if one.name:
             repository, _, tag = one.name.rpartition(":")
-            full = one.name if "/" in repository and ("." in repository.split("/")[0] or ":" in repository) else ""
+            full = (
+                one.name
+                if "/" in repository and ("." in repository.split("/")[0] or ":" in repository)
+                else ""
+            )
             if not full:
                 full = _HUB + ("" if "/" in repository else "library/") + one.name
             entry["annotations"] = {
@@ -150,7 +160,9 @@ class _Contained(_Archive):
         self._reference(one, {"mediaType": media_type, "digest": one.details.id, "size": len(data)})
         self._name(one, *chosen[0])
 
-    def _walk(self, descriptor: Mapping[str, Any], one: Wanted, depth: int) -> list[tuple[str, list[str], str]]:
+    def _walk(
+        self, descriptor: Mapping[str, Any], one: Wanted, depth: int
+    ) -> list[tuple[str, list[str], str]]:
         """Take in all that a descriptor leads to; return config, layers and platform of each whole image in it."""
         digest = descriptor.get("digest")
         if not isinstance(digest, str) or depth > 4:
@@ -161,7 +173,9 @@ class _Contained(_Archive):
         if document.get("mediaType", descriptor.get("mediaType")) in _INDEXES:
             found = []
             for child in _rows(document.get("manifests")):
-                if self._store.size(str(child.get("digest"))) is not None:  # else another platform's, not here
+                if (
+                    self._store.size(str(child.get("digest"))) is not None
+                ):  # else another platform's, not here
                     found += self._walk(child, one, depth + 1)
             return found
         config, layers = document.get("config"), _rows(document.get("layers"))
