@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -100,7 +99,7 @@ def _runners() -> dict[str, dict[str, Any]]:
 
 @requires("bind")
 def test_three_runs(runner: ShellRunner, tmp_path: Path) -> None:
-    """The first run misses and saves, the second restores and installs nothing, the third refuses a cut entry and heals."""
+    """The first run misses and saves, the second installs nothing, the third refuses a cut entry and heals."""
     store = tmp_path / "var-cache" / "cachekit"
     for status, hit, installs in (("miss", "false", True), ("exact", "true", False)):
         runner.fresh()

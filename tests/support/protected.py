@@ -1,7 +1,7 @@
 """A machine on which a command may change nothing but the test's own directory, however much it is meant to clean.
 
 `Protected.run` gives the command mounts of its own, as a hardened service has them: everything is read-only but `root`
-(and what `writable` names), and the places for temporary files, sockets and locks are empty. ``cachekit`` is on its PATH.
+and what else is named, and the places for temporary files, sockets and locks are empty. ``cachekit`` is on its PATH.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Protected:
     """The machine as commands see it; only root can make one (`requires("bind")`).
 
     `binds` shows directories of the test in places of the machine: `{Path("/opt"): root / "opt"}`. `writable` are
-    places that commands may also write, apart from `root`, what is bound and what is empty; `shows` are others that they
-    see although what lies above is empty.
+    places that commands may also write, apart from `root`, what is bound and what is empty; `shows` are others that
+    they see although what lies above is empty.
     """
 
     root: Path
