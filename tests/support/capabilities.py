@@ -196,6 +196,7 @@ PROBES: dict[str, Probe] = {
     "netns": lambda: _hosts(hosts.two_hosts, "unshare", "nsenter", "ip"),
     "sshfs": _sshfs,
     "juicefs": _juicefs,
+    "systemd_analyze": lambda: _tool("systemd-analyze"),
     "indexed_zstd": lambda: _imports("indexed_zstd"),
 }
 

@@ -20,16 +20,15 @@ EMPTY = ("/tmp", "/var/tmp", "/run")
 
 _KERNEL = ("/proc", "/sys", "/dev")
 
-#: What is shown again is held by a descriptor: its path ends when what lies above it is hidden.
+#: For bash, since what is shown again is held by many descriptors: a path ends when what lies above it is hidden.
 _SCRIPT = """
 set -e
-{hold}
-{hide}
-{show}
+{mounts}
 while read -r _ _ _ _ place _; do
-    case $(printf '%b.' "$place") in
+    place=$(printf '%b' "$place")
+    case $place/ in
         {open}) ;;
-        *) mount -o remount,bind,ro "$(printf '%b' "$place")" ;;
+        *) if mountpoint -q "$place"; then mount -o remount,bind,ro "$place"; fi ;; # else another hides it
     esac
 done </proc/self/mountinfo
 cd "$1"
@@ -47,30 +46,40 @@ def program(folder: Path, name: str, *lines: str) -> Path:
     return path
 
 
-def cachekit_in(folder: Path) -> Path:
-    """Put the command line of this checkout into `folder`, as an installation would."""
-    command = f'exec {shlex.quote(sys.executable)} -P -m cachekit "$@"'
-    return program(folder, "cachekit", f"export PYTHONPATH={shlex.quote(str(PROJECT))}", command)
+def cachekit_in(folder: Path, *, days_later: int = 0) -> Path:
+    """Put the command line of this checkout into `folder`, as an installation would; its clock may be ahead."""
+    start_it = "-m cachekit"
+    if days_later:
+        shift = (
+            f"import time; now = time.time_ns; time.time_ns = lambda: now() + {days_later * 86_400 * 10**9}"
+        )
+        start_it = "-c " + shlex.quote(f"{shift}; from cachekit.__main__ import main; main()")
+    return program(
+        folder,
+        "cachekit",
+        f"export PYTHONPATH={shlex.quote(str(PROJECT))} PYTHONDONTWRITEBYTECODE=1",
+        f'exec {shlex.quote(sys.executable)} -P {start_it} "$@"',
+    )
 
 
 @dataclass(frozen=True)
 class Protected:
     """The machine as commands see it; only root can make one (`requires("bind")`).
 
-    `binds` shows directories of the test in places of the machine: `{Path("/opt"): root / "opt"}`. `writable` are
-    places that commands may also write, apart from `root`, what is bound and what is empty; `shows` are others that
-    they see although what lies above is empty.
+    `binds` shows directories of the test in places of the machine: `{Path("/opt"): root / "opt"}`. What may be written
+    is `root`, what is bound and what is empty, unless `sandbox` names all of it, as ``ReadWritePaths=`` of a unit does.
+    `shows` are places that stay visible although what lies above them is empty.
     """
 
     root: Path
     binds: Mapping[Path, Path] = field(default_factory=dict)
-    writable: Sequence[Path] = ()
     shows: Sequence[Path] = ()
-    empty: Sequence[str] = EMPTY
+    sandbox: Sequence[Path] | None = None
 
     def __post_init__(self) -> None:
         """Install what every machine has."""
-        cachekit_in(self.bin)
+        if not (self.bin / "cachekit").exists():
+            cachekit_in(self.bin)
         self.home.mkdir(exist_ok=True)
 
     @property
@@ -99,26 +108,33 @@ class Protected:
     def start(self, *command: Arg, env: Mapping[str, str], cwd: Path | None = None) -> Running:
         """Start a command, to be watched or killed."""
         own: list[Arg] = ["unshare", "--mount", "--propagation=private", "--"]
-        shell: list[Arg] = ["/bin/sh", "-c", self._script(), "sh", cwd or self.root]
+        shell: list[Arg] = ["/bin/bash", "-c", self._script(), "bash", cwd or self.root]
         return start([*own, *shell, *command], env=env, cwd=Path("/"))
 
     def _script(self) -> str:
-        shown = {path: path for path in (Path(sys.base_prefix), Path(sys.prefix), PROJECT, self.root)}
-        shown |= {path: path for path in (*self.shows, *self.writable)}
-        shown |= {place: source.resolve() for place, source in self.binds.items()}
-        open_places = [*_KERNEL, *self.empty, *map(str, (self.root, *self.binds, *self.writable))]
-        held = dict(enumerate(shown.items(), 3))
-        return _SCRIPT.format(
-            hold="\n".join(f"exec {fd}<{_quoted(source)}" for fd, (_, source) in held.items()),
-            hide="\n".join(f"mount -t tmpfs -o mode=1777 tmpfs {_quoted(place)}" for place in self.empty),
-            show="\n".join(
-                f"mkdir -p {_quoted(place)}\n"
-                f"mount --no-canonicalize --bind /proc/self/fd/{fd} {_quoted(place)}\n"
-                f"exec {fd}<&-"
-                for fd, (place, _) in held.items()
-            ),
-            open="|".join(f"{_quoted(place)}.|{_quoted(place)}/*" for place in open_places),
-        )
+        shown = [*self.shows, Path(sys.base_prefix), Path(sys.prefix), PROJECT]
+        if self.sandbox is None:
+            shown.append(self.root)
+        covered = [Path(place) for place in EMPTY]
+        for place in self.binds:
+            # Made on the machine itself, it would stay there.
+            inside = any(place.is_relative_to(above) for above in covered)
+            assert inside or place.is_dir(), f"{place} is no directory of this machine"
+            covered.append(place)
+        places = [*((place, source.resolve()) for place, source in self.binds.items())]
+        places += [(place, place) for place in shown]
+        mounts = [f"exec {fd}<{_quoted(source)}" for fd, (_, source) in enumerate(places, 3)]
+        mounts += [f"mount -t tmpfs -o mode=1777 tmpfs {_quoted(place)}" for place in EMPTY]
+        mounts.append("mkdir -m 1777 /run/lock")
+        for fd, (place, _) in enumerate(places, 3):
+            mounts.append(f"mkdir -p {_quoted(place)}")
+            mounts.append(f"mount --no-canonicalize --bind /proc/self/fd/{fd} {_quoted(place)}")
+            mounts.append(f"exec {fd}<&-")
+        writable: Sequence[Path] = [*covered, self.root] if self.sandbox is None else self.sandbox
+        if self.sandbox is not None:
+            mounts += [f"mount --rbind {_quoted(place)} {_quoted(place)}" for place in writable]
+        patterns = [f"{_quoted(place)}/*" for place in (*map(Path, _KERNEL), *writable)]
+        return _SCRIPT.format(mounts="\n".join(mounts), open="|".join(patterns))
 
 
 def _quoted(path: Path | str) -> str:
