@@ -77,7 +77,8 @@ def _candidates(
             yield record.entry, record.identity
             break
     for candidate in store.candidates(prefix, str(identity.platform)):
-        if candidate.seal is not None and candidate.trusted and candidate.seal.family == family:
+        seal = candidate.seal
+        if seal is not None and candidate.trusted and seal.family == family:
             yield candidate.name, None
             break
 

@@ -9,35 +9,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cachekit._version import __version__
 from cachekit.archive.base import Base
 from cachekit.archive.format import DIRECTORY
 from cachekit.archive.names import Roots, compile_patterns, find_roots, targets_of
-from cachekit.archive.pack import zstd_version
-from cachekit.archive.read import open_archive
 from cachekit.archive.seal import Seal
 from cachekit.archive.walk import Walk
 from cachekit.archive.write import BaseRotten, FileChanged, Progress, Written, write_entry
 from cachekit.cache.delta import opened_base, remember_saved, remember_unchanged, set_base_aside
 from cachekit.cache.estimate import family_ratio, room_for
+from cachekit.cache.saving import is_stored, new_seal, save_once, take_room
 from cachekit.cache.select import confirmed
-from cachekit.cache.space import require
 from cachekit.cache.unchanged import NothingChanged, same_as_base
 from cachekit.errors import (
     CachekitError,
-    Damaged,
     InvalidRequest,
-    LockTimeout,
-    NoSpace,
     NothingMatched,
-    Refused,
     SourceChanged,
-    Unreadable,
-    Untrusted,
 )
 from cachekit.model import LEVELS, EntryIdentity, Key, SaveReport, StoreAddress, Target
 from cachekit.store.directory import DirectoryStore
-from cachekit.system.clock import host_name, now_ns, python_version, this_platform
+from cachekit.system.clock import now_ns, this_platform
 from cachekit.system.locks import claim
 from cachekit.system.publish import TempFile
 from cachekit.system.workers import worker_count
@@ -118,27 +109,15 @@ def save(request: SaveRequest) -> SaveReport:
         str(identity.platform),
         targets=[str(target) for target in targets],
     )
-    deadline = time.monotonic() + request.wait_seconds
-    while True:
-        with store.saver(identity) as saver:
-            if saver.state != "busy":
-                if request.force or not _exists(store, identity, report):
-                    with _locked(places, request.lock_timeout):
-                        # Only now: before, a restore that still holds the lock would look like one that was killed,
-                        # and one that is killed while it is waited for would go unseen.
-                        refuse_unfinished(places)
-                        _save(request, store, identity, roots, targets, excluded, report)
-                break
-            if time.monotonic() >= deadline:
-                if request.wait_seconds:
-                    raise LockTimeout(
-                        f"another process is still saving {key.text!r}",
-                        expected=request.wait_seconds,
-                        hint="it may still succeed; try again, or look for a process that hangs",
-                    )
-                report.status = "in-progress"
-                break
-        time.sleep(0.2)
+
+    def work() -> None:
+        with _locked(places, request.lock_timeout):
+            # Only now: before, a restore that still holds the lock would look like one that was killed,
+            # and one that is killed while it is waited for would go unseen.
+            refuse_unfinished(places)
+            _save(request, store, identity, roots, targets, excluded, report)
+
+    save_once(store, identity, report, work, force=request.force, wait_seconds=request.wait_seconds)
     report.seconds = time.perf_counter() - begin
     return report
 
@@ -167,44 +146,6 @@ class _locked:  # noqa: N801 - used as a context manager
             self._held.pop().__exit__(None, None, None)  # type: ignore[attr-defined]
 
 
-def _exists(store: DirectoryStore, identity: EntryIdentity, report: SaveReport) -> bool:
-    """Return True if a whole, trusted entry has the key. One with a damaged seal is set aside; the save goes on."""
-    path = store.entry_path(identity.file_name)
-    try:
-        with open_archive(path, store.trust) as archive:
-            try:
-                store.check_filing(archive, identity.file_name)
-            except Untrusted as error:
-                # Others may use it as it is: not set aside, but the new entry takes its name.
-                message = f"the stored entry of this key is replaced: {error}"
-                if message not in report.warnings:
-                    report.warnings.append(message)
-                return False
-            except Refused as error:
-                store.set_aside(path, archive.identity)
-                report.warnings.append(f"the stored entry of this key was refused and set aside: {error}")
-                return False
-            if store.denied(path):  # could not be set aside when it was refused: perhaps it can now
-                store.set_aside(path, archive.identity)
-                return False
-            seal = archive.seal
-            report.status = "exists"
-            report.identity = seal.identity
-            report.archive_bytes, report.content_bytes = archive.size, seal.content_bytes
-            report.members, report.files = seal.members, seal.counts["files"] + seal.counts["hardlinks"]
-    except FileNotFoundError:
-        return False
-    except Damaged as error:  # no file at all
-        store.set_aside(path, None)
-        report.warnings.append(f"what was in the place of this key's entry was set aside: {error}")
-        return False
-    except Unreadable as error:
-        report.warnings.append(f"the stored entry of this key cannot be read and is replaced: {error}")
-        return False
-    store.mark_used(identity.file_name)
-    return True
-
-
 def _save(
     request: SaveRequest,
     store: DirectoryStore,
@@ -227,7 +168,7 @@ def _save(
                 with store.temporary(identity) as temp:
                     written = _write(request, store, identity, walk, temp, places if skip else None)
                     outcome = store.publish(temp, identity, replace=request.force)
-                    if outcome == "exists" and not _exists(store, identity, report):
+                    if outcome == "exists" and not is_stored(store, identity, report):
                         # The entry in the way was damaged and is gone now; or it is still there, and not trusted.
                         outcome = store.publish(temp, identity, replace=store.trust.required)
             except NothingChanged:
@@ -322,7 +263,7 @@ def _reuse(
     if outcome == "impossible":
         return False
     report.status = "reused" if outcome == "published" else "in-progress"
-    if outcome == "exists" and not _exists(store, identity, report):
+    if outcome == "exists" and not is_stored(store, identity, report):
         return False  # the entry in the way was damaged and is gone now
     if outcome == "published":
         report.identity, report.base, report.unchanged = seal.identity, seal.key, True
@@ -342,7 +283,7 @@ def _write(
 ) -> Written:
     """Write the entry. With ``places`` raise NothingChanged instead, if the base holds just this."""
     family, prefix = _family(request, identity)
-    ratio = family_ratio(store, family, prefix)
+    ratio = family_ratio(store, family, prefix, identity.platform)
 
     def reserve(walked: Walk) -> None:
         if not request.allow_empty and not _has_content(walked):
@@ -352,15 +293,7 @@ def _write(
         if places is not None and same_as_base(walked, places):
             raise NothingChanged
         need = room_for(walked, ratio)
-        try:
-            _take_room(request, store, temp, need)
-        except NoSpace as error:
-            if request.make_room is None or error.fields.get("unit") == "inodes":
-                raise
-            # What was reserved before the disk was full must be free again, or the clean would free it for nothing.
-            temp.unreserve()
-            request.make_room(need + request.min_free)
-            _take_room(request, store, temp, need)
+        take_room(store, temp, need, min_free=request.min_free, make_room=request.make_room)
 
     def describe(walked: Walk) -> Seal:
         return _describe(request, identity, family, walked)
@@ -383,30 +316,6 @@ def _write(
         raise store.explain(error, "write to") from None
 
 
-def _take_room(request: SaveRequest, store: DirectoryStore, temp: TempFile, need: int) -> None:
-    """Check that ``need`` bytes fit, and reserve them. Raises NoSpace; nothing was written then."""
-    free = store.free()
-    if free is not None:
-        require(
-            free,
-            need,
-            2,
-            min_free=request.min_free,
-            what="save",
-            path=store.path,
-            hint="free space there (cachekit save --make-room does), or leave things out with --exclude; "
-            "nothing was written",
-        )
-    try:
-        temp.reserve(need)
-    except OSError as error:
-        problem = store.explain(error, "write to")
-        if isinstance(problem, NoSpace):
-            problem.fields.update(need=need)
-            problem.message += f"; need {need} bytes, nothing was written"
-        raise problem from None
-
-
 def _has_content(walk: Walk) -> bool:
     """Return True if there is anything but directories."""
     return walk.index.count(DIRECTORY) < len(walk.index)
@@ -415,31 +324,7 @@ def _has_content(walk: Walk) -> bool:
 def _describe(request: SaveRequest, identity: EntryIdentity, family: str, walk: Walk) -> Seal:
     used = {target.root for target in walk.targets}
     roots: dict[str, str] = {name: walk.roots.directory(name).decode("latin-1") for name in sorted(used)}
-    return Seal(
-        key=identity.key.text,
-        platform=identity.platform,
-        family=family,
-        targets=walk.targets,
-        roots=roots,
-        created_ns=now_ns(),
-        host=host_name(),
-        versions={
-            "cachekit": __version__,
-            "python": python_version(),
-            "zstd": zstd_version(),
-        },
-        level=request.level,
-        data_bytes=0,
-        sealed_bytes=0,
-        index_raw_bytes=0,
-        index_sha256="",
-        frames=0,
-        members=0,
-        tar_bytes=0,
-        content_bytes=0,
-        allocated_bytes=0,
-        counts={},
-    )
+    return new_seal(identity, family, walk.targets, roots, request.level)
 
 
 def same_members(walk: Walk, written: Written) -> bool:

@@ -31,6 +31,13 @@ __all__ = [
 _WORST: tuple[RestoreStatus, ...] = ("refused", "unreadable", "unsupported")
 
 
+#: Why an entry is passed over that may well be whole, by whether images are asked for.
+_OTHER_KIND = {
+    False: "it holds Docker images, which cachekit image load loads",
+    True: "it holds files, which cachekit restore restores",
+}
+
+
 class ToTry(NamedTuple):
     """An entry that may be used: its file name, whether it is the exact key's, and the key or restore key asked for."""
 
@@ -61,8 +68,11 @@ def attempt(
     use: Callable[[Archive], None],
     *,
     any_platform: bool,
+    images: bool = False,
 ) -> list[Verdict]:
     """Use one entry, or find out why not; the last verdict is what counts. Changes nothing but by ``use``.
+
+    ``images``: one with Docker images, else one with files; the other kind is a miss.
 
     Two verdicts: what was read was wrong once, and otherwise the second time. Raises what ``use`` raises, but for
     refusals and errors of reading.
@@ -82,6 +92,8 @@ def attempt(
                 store.check_filing(archive, name)
                 if not any_platform and archive.seal.platform != platform:
                     return [Verdict("miss", "miss", f"it was made for {archive.seal.platform}")]
+                if (archive.seal.images is not None) != images:
+                    return [Verdict("miss", "wrong-kind", _OTHER_KIND[images])]
                 use(archive)
                 return [Verdict("used")]
         except FileNotFoundError:
@@ -130,14 +142,19 @@ def names_to_try(
 
 
 def elsewhere(
-    store: DirectoryStore, key: Key, restore_keys: list[str], platform: Platform
+    store: DirectoryStore, key: Key, restore_keys: list[str], platform: Platform, *, images: bool = False
 ) -> Iterator[tuple[str, Platform]]:
-    """Yield (entry file name, platform) of entries that only their platform kept from being tried: why a miss."""
+    """Yield (entry file name, platform) of entries that only their platform kept from being tried: why a miss.
+
+    ``images``: of those with Docker images, else of those with files.
+    """
     seen: set[str] = set()
     for prefix in (key.text, *restore_keys):
         for candidate in store.candidates(prefix, None):
             seal = candidate.seal
             if seal is None or seal.platform == platform or candidate.name in seen:
+                continue
+            if (seal.images is not None) != images:
                 continue
             if prefix != key.text or seal.key == key.text:
                 seen.add(candidate.name)

@@ -158,7 +158,7 @@ def changes_while_read(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
             file.write(b"more")
         real(*args, **more)
 
-    monkeypatch.setattr("cachekit.cache.save.require", growing)
+    monkeypatch.setattr("cachekit.cache.saving.require", growing)
 
 
 def test_changed_file_refuses(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ import pytest
 from cachekit.archive import record
 from cachekit.archive.pack import Packer
 from cachekit.cache import inplace
-from cachekit.cache import save as saving
 from cachekit.cache.save import save
 from cachekit.cache.verify import VerifyRequest, verify
 from cachekit.errors import NoSpace, SourceChanged
@@ -130,7 +129,7 @@ def test_a_disk_that_becomes_full_while_frames_are_copied(
         rewrite(scene.tree / "p1/f0", b"!" * 200)
         settle()
         # What is reserved beforehand would not let it come so far.
-        monkeypatch.setattr(saving, "_take_room", lambda *_: None)
+        monkeypatch.setattr("cachekit.cache.saving._take_room", lambda *_: None)
         disk.fill(2 * MIB)
         with pytest.raises(NoSpace):
             save(scene.request("k-2", store=str(store)))

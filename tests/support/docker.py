@@ -1,5 +1,8 @@
 """A real Docker engine of the test's own: its data, its socket, its network and its mounts, nothing of the machine's.
 
+The system's own, or a newer one that `.ci/engines` unpacked: `ENGINES` has them all, each with both image stores if it
+has two.
+
 ::
 
     with docker_engine() as host:
@@ -21,7 +24,8 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from cachekit.engine.client import Engine, EngineRefused
@@ -29,6 +33,12 @@ from cachekit.engine.outcome import EngineUnavailable
 from tests.support import filesystems
 
 START_SECONDS = 30.0
+
+#: Read once: tests have another home.
+UNPACKED = Path(
+    os.environ.get("CACHEKIT_TEST_ENGINES")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cachekit-tests" / "engines"
+)
 
 _TOOLS = ("dockerd", "containerd", "runc", "docker", "unshare", "setpriv", "ip")
 _BUSYBOX = Path("/bin/busybox")
@@ -42,6 +52,57 @@ exec dockerd "$@"
 """
 
 
+@dataclass(frozen=True)
+class Release:
+    """An engine to start: a suite of Debian whose engine is unpacked ("" for the system's own), and its image store."""
+
+    suite: str = ""
+    containerd: bool = False
+
+    @property
+    def name(self) -> str:
+        """As in a test's id."""
+        return f"{self.suite}-{'containerd' if self.containerd else 'classic'}" if self.suite else "system"
+
+    @property
+    def capability(self) -> str:
+        """What a machine needs to run it."""
+        return f"docker_{self.suite}" if self.suite else "docker"
+
+    @property
+    def root(self) -> Path:
+        """Where its programs are unpacked; the system's root for its own."""
+        return UNPACKED / self.suite / "root" if self.suite else Path("/")
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """Its daemon.json; engines before 24 know no choice."""
+        return {"features": {"containerd-snapshotter": self.containerd}} if self.suite else {}
+
+    @property
+    def path(self) -> str:
+        """A search path with its programs first."""
+        own = f"{self.root}/usr/sbin:{self.root}/usr/bin:" if self.suite else ""
+        return own + os.environ["PATH"]
+
+
+SYSTEM = Release()
+#: Bookworm's 20.10 (where that is the system), trixie's 26.1, sid's 28.5 or newer.
+ENGINES = (
+    SYSTEM,
+    *(Release(suite, containerd) for suite in ("trixie", "sid") for containerd in (False, True)),
+)
+
+
+def unpacked(suite: str) -> str:
+    """Why the engine of a suite cannot be used; an empty string if it can."""
+    program = Release(suite).root / "usr/sbin/dockerd"
+    if not program.exists():
+        return f"no engine is unpacked for it (.ci/engines {suite})"
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else f"its dockerd does not run here: {done.stderr.strip()}"
+
+
 class CannotStartError(Exception):
     """No engine can be started here; the text says why."""
 
@@ -49,8 +110,9 @@ class CannotStartError(Exception):
 class DockerHost:
     """A running engine, empty to begin with."""
 
-    def __init__(self, directory: Path, client: Engine) -> None:
-        self.directory, self.client = directory, client
+    def __init__(self, directory: Path, client: Engine, release: Release = SYSTEM) -> None:
+        self.directory, self.client, self.release = directory, client, release
+        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def socket(self) -> Path:
@@ -117,20 +179,58 @@ class DockerHost:
 
     def docker(self, *args: str | Path, stdin: bytes = b"", buildkit: bool = True) -> str:
         """Run Docker's own command against this engine; return its output."""
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.directory),
-            "DOCKER_HOST": f"unix://{self.socket}",
-            "DOCKER_BUILDKIT": str(int(buildkit)),
-        }
-        # What came with this engine: a newer one of the machine may want plugins.
-        command = next(path for path in ("/usr/bin/docker", shutil.which("docker")) if path)
         done = subprocess.run(
-            [command, *args], env=environment, input=stdin, capture_output=True, timeout=60, check=False
+            [self.command, *args],
+            env=self.environment | {"DOCKER_BUILDKIT": str(int(buildkit))},
+            input=stdin,
+            capture_output=True,
+            timeout=60,
+            check=False,
         )
         output = os.fsdecode(done.stdout + done.stderr)
         assert done.returncode == 0, output
         return output
+
+    @property
+    def command(self) -> str:
+        """Docker's own command, as it came with this engine: a newer one of the machine may want plugins."""
+        own = self.release.root / "usr/bin/docker"
+        return str(own) if own.exists() else shutil.which("docker") or "docker"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What Docker's command needs to speak to this engine, with buildx where that came with it."""
+        plugins = self.directory / "config" / "cli-plugins"
+        buildx = self.release.root / "usr/libexec/docker/cli-plugins/docker-buildx"
+        if buildx.exists() and not plugins.exists():
+            plugins.mkdir(parents=True)
+            (plugins / "docker-buildx").symlink_to(buildx)
+        return {
+            "PATH": self.release.path,
+            "HOME": str(self.directory),
+            "DOCKER_CONFIG": str(self.directory / "config"),
+            "DOCKER_HOST": f"unix://{self.socket}",
+        }
+
+    def snapshot(self) -> dict[str, object]:
+        """What the engine has, for a comparison: its images with all names, and what their content takes on disk."""
+        images = self.client.images(intermediate=True, measured=False)
+        return {
+            "images": sorted((image.id, image.tags, image.digests) for image in images),
+            "blobs": sorted(
+                path.name for path in self.directory.glob("data/containerd/daemon/*content*/blobs/*/*")
+            ),
+            "layers": sorted(path.name for path in self.directory.glob("data/image/*/layerdb/sha256/*")),
+        }
+
+    def kill(self) -> None:
+        """Kill the engine as it is, with the containerd that it started."""
+        assert self.process is not None
+        for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
 
     def empty(self) -> None:
         """Remove everything from the engine, as no cleaner may."""
@@ -151,22 +251,32 @@ class DockerHost:
 
 
 @contextmanager
-def docker_engine(settings: Mapping[str, object] | None = None) -> Iterator[DockerHost]:
-    """Start an engine, with `settings` as its daemon.json. Raises CannotStartError."""
+def docker_engine(
+    settings: Mapping[str, object] | None = None, *, release: Release = SYSTEM, data: Path | None = None
+) -> Iterator[DockerHost]:
+    """Start an engine; `settings` go into its daemon.json, `data` is its data root. Raises CannotStartError."""
     for tool in _TOOLS:
-        if shutil.which(tool) is None:
+        if shutil.which(tool, path=release.path) is None:
             raise CannotStartError(f"{tool} is not installed")
     if os.geteuid() != 0:
         raise CannotStartError("not root")
     if not _BUSYBOX.exists():
         raise CannotStartError("busybox-static is not installed")
     with filesystems.private_directory() as directory:
-        (directory / "daemon.json").write_text(json.dumps(settings or {}))
+        (directory / "daemon.json").write_text(json.dumps(release.settings | dict(settings or {})))
+        data = data or directory / "data"
         with (directory / "log").open("wb") as log:
-            process = subprocess.Popen(_command(directory), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                _command(directory, data),
+                env=os.environ | {"PATH": release.path},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         host = None
         try:
-            host = DockerHost(directory, _greeted(directory, process))
+            host = DockerHost(directory, _greeted(directory, process), release)
+            host.process = process
             yield host
         finally:
             _stop(process, host)
@@ -174,7 +284,7 @@ def docker_engine(settings: Mapping[str, object] | None = None) -> Iterator[Dock
                 shutil.rmtree(directory / below, ignore_errors=True)
 
 
-def _command(directory: Path) -> list[str]:
+def _command(directory: Path, data: Path) -> list[str]:
     isolated = [
         "setpriv",
         "--pdeathsig",
@@ -188,7 +298,7 @@ def _command(directory: Path) -> list[str]:
     ]
     options = {
         "config-file": directory / "daemon.json",
-        "data-root": directory / "data",
+        "data-root": data,
         "exec-root": directory / "exec",
         "pidfile": directory / "pid",
         "host": f"unix://{directory}/docker.sock",
@@ -218,7 +328,8 @@ def _stop(process: subprocess.Popen[bytes], host: DockerHost | None) -> None:
             host.empty()
     except (EngineUnavailable, EngineRefused):
         pass  # it may have died; what it left ends with its namespaces
-    process.send_signal(signal.SIGTERM)
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
     try:
         process.wait(20)
     except subprocess.TimeoutExpired:

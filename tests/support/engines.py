@@ -1,0 +1,58 @@
+"""Fixtures with real engines, to be named by a conftest: `from tests.support.engines import any_engine`.
+
+Each engine is started once a session and emptied before every test. Mark the module with `pytest.mark.xdist_group`, or
+every worker starts all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.support.capabilities import need
+from tests.support.docker import ENGINES, DockerHost, Release, docker_engine
+
+__all__ = ["any_engine", "engine_of", "release_id", "running_engines"]
+
+Engines = Callable[[Release], DockerHost]
+
+
+def release_id(release: Release) -> str:
+    """Name a test's parameter."""
+    return release.name
+
+
+@pytest.fixture(scope="session")
+def running_engines() -> Iterator[Engines]:
+    """Give a running engine of a release, started when it is first asked for."""
+    with ExitStack() as stack:
+        started: dict[Release, DockerHost] = {}
+
+        def get(release: Release) -> DockerHost:
+            need(release.capability)
+            if release not in started:
+                started[release] = stack.enter_context(docker_engine(release=release))
+            return started[release]
+
+        yield get
+
+
+@pytest.fixture
+def engine_of(running_engines: Engines) -> Engines:
+    """Give an engine of a release with nothing in it."""
+
+    def get(release: Release) -> DockerHost:
+        host = running_engines(release)
+        host.empty()
+        return host
+
+    return get
+
+
+@pytest.fixture(params=ENGINES, ids=release_id)
+def any_engine(request: pytest.FixtureRequest, engine_of: Engines) -> DockerHost:
+    """Every engine and image store in turn, with nothing in it."""
+    release: Release = request.param
+    return engine_of(release)
