@@ -1,4 +1,4 @@
-"""What the ecosystem's own tools say of the snippets; each tool is shown to find something, else its silence says nothing."""
+"""What the ecosystem's own tools say of the snippets; each is shown to find something: its silence means something."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def steps(path: Path) -> list[dict[str, Any]]:
 
 @requires("actionlint")
 def test_actionlint(tmp_path: Path) -> None:
-    """actionlint finds nothing in the workflows, and does find a step's output that does not exist."""
+    """Actionlint finds nothing in the workflows, and does find a step's output that does not exist."""
     assert WORKFLOWS
     assert tools.actionlint(*WORKFLOWS) == []
     bad = tmp_path / "bad.yml"
     bad.write_text(
-        "on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n      - run: echo ${{ steps.gone.outputs.hit }}\n"
+        "on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps: [{run: 'echo ${{ steps.gone.outputs.hit }}'}]\n"
     )
     assert any("gone" in finding for finding in tools.actionlint(bad))
 
@@ -80,7 +80,7 @@ def test_schemas(schema: str, files: list[Path], bad: str, tmp_path: Path) -> No
 @requires("shellcheck")
 @pytest.mark.parametrize("path", [*WORKFLOWS, *ACTIONS, *SCRIPTS], ids=shown)
 def test_shellcheck(path: Path) -> None:
-    """shellcheck finds nothing in the scripts, nor in the shell steps of workflows and actions."""
+    """Shellcheck finds nothing in the scripts, nor in the shell steps of workflows and actions."""
     scripts = (
         [path.read_text()] if path in SCRIPTS else [step["run"] for step in steps(path) if "run" in step]
     )
@@ -90,13 +90,13 @@ def test_shellcheck(path: Path) -> None:
 
 @requires("shellcheck")
 def test_shellcheck_finds_something() -> None:
-    """shellcheck does find an unquoted variable."""
+    """Shellcheck does find an unquoted variable."""
     assert "SC2086" in tools.shellcheck("rm -r $DIRECTORY/x\n")
 
 
 @requires("hadolint")
 def test_hadolint(tmp_path: Path) -> None:
-    """hadolint finds nothing in the Dockerfiles, and does find an image without a version."""
+    """Hadolint finds nothing in the Dockerfiles, and does find an image without a version."""
     for path in DOCKERFILES:
         assert tools.hadolint(path) == ""
     (tmp_path / "Dockerfile").write_text("FROM debian\nRUN cd /tmp\n")
@@ -105,7 +105,7 @@ def test_hadolint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", [*WORKFLOWS, *ACTIONS], ids=shown)
 def test_rules_of_the_house(path: Path) -> None:
-    """Workflows grant nothing by default and stop in time; no expression stands in a script, and all actions are pinned."""
+    """Workflows grant nothing by default and stop in time; no expression is in a script, all actions are pinned."""
     document = yaml.safe_load(path.read_text())
     for step in steps(path):
         assert "${{" not in step.get("run", ""), (
