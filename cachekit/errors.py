@@ -23,12 +23,14 @@
     │   ├── NameConflict            8   name-conflict
     │   ├── TargetNotNamed          8   target-not-named
     │   ├── TargetNotWritable       8   target-not-writable
-    │   ├── UnfinishedTarget        8   unfinished-target
-    │   └── WrongKind               8   wrong-kind
-    ├── StoreUnavailable            9   store-unavailable
-    │   ├── Unreadable              9   unreadable
-    │   ├── StoreUntrusted          9   store-untrusted
-    │   └── StoreReadOnly           9   store-read-only
+    │   └── UnfinishedTarget        8   unfinished-target
+    ├── Unavailable                 9   unavailable
+    │   ├── NoEngine                9   engine-unavailable
+    │   │   └── EngineFailed        9   engine-failed
+    │   └── StoreUnavailable        9   store-unavailable
+    │       ├── Unreadable          9   unreadable
+    │       ├── StoreUntrusted      9   store-untrusted
+    │       └── StoreReadOnly       9   store-read-only
     ├── LockBusy                  122   lock-busy
     ├── NotRun                    125   not-run
     │   └── LockLost              125   lock-lost
@@ -49,6 +51,7 @@ __all__ = [
     "CachekitError",
     "ConfigInvalid",
     "Damaged",
+    "EngineFailed",
     "Forged",
     "GoalNotMet",
     "Interrupted",
@@ -58,6 +61,7 @@ __all__ = [
     "LockTimeout",
     "Missed",
     "NameConflict",
+    "NoEngine",
     "NoSpace",
     "NotExecutable",
     "NotFound",
@@ -73,12 +77,12 @@ __all__ = [
     "StoreUntrusted",
     "TargetNotNamed",
     "TargetNotWritable",
+    "Unavailable",
     "UnfinishedTarget",
     "Unreadable",
     "Unsafe",
     "Unsupported",
     "Untrusted",
-    "WrongKind",
 ]
 
 
@@ -297,17 +301,28 @@ class UnfinishedTarget(SourceOrTargetRefused):
     default_hint = "run cachekit recover, which finishes it or puts the old tree back"
 
 
-class WrongKind(SourceOrTargetRefused):
-    """An entry holds files and directories, or Docker images."""
-
-    id = "wrong-kind"
-    meaning = "The entry holds Docker images where files are asked for, or the other way round; nothing was changed."
-    default_hint = "images are for cachekit image save and image load, files for save and restore"
-
-
-class StoreUnavailable(CachekitError):
-    id = "store-unavailable"
+class Unavailable(CachekitError):
+    id = "unavailable"
     exit_code = 9
+    meaning = "What cachekit works with, a store or an engine, cannot be used."
+
+
+class NoEngine(Unavailable):
+    id = "engine-unavailable"
+    meaning = "No container engine answers, or not this user; nothing was done."
+    default_hint = "start Docker or Podman, or say in $DOCKER_HOST where its socket is"
+
+
+class EngineFailed(NoEngine):
+    """The engine's own sentence is in the message."""
+
+    id = "engine-failed"
+    meaning = "The engine failed at what it was asked for, or sent no whole image; nothing was published."
+    default_hint = "the engine's log says more; its disk may be full (cachekit disk)"
+
+
+class StoreUnavailable(Unavailable):
+    id = "store-unavailable"
     meaning = "The store cannot be reached, read or written."
 
 

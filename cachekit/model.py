@@ -8,7 +8,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cachekit.errors import InvalidRequest
+from cachekit.errors import CachekitError, InvalidRequest
 from cachekit.trust import ANYONE, Trust
 
 __all__ = [
@@ -369,6 +369,13 @@ class RestoreReport:
     seconds: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    def passed_over(self, entry: str, verdict: str, reason: str, error: CachekitError | None = None) -> None:
+        """Take note of an entry that was looked at and not used."""
+        line: dict[str, object] = {"entry": entry, "verdict": verdict, "reason": reason}
+        if error is not None:
+            line["error"] = error.as_dict()
+        self.tried.append(line)
 
     @property
     def hit(self) -> bool:

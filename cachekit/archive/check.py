@@ -52,7 +52,8 @@ def check_members(seal: Seal, index: Index) -> None:
     - every target has a member of its own (but for the root itself, which none stands for);
     - the parent of every member inside a target is a directory member that comes earlier;
     - every hard link names an earlier regular file of the same target;
-    - the members fill the frames to the byte, so nothing in the data frames is without a row.
+    - the members fill the frames to the byte, so nothing in the data frames is without a row;
+    - an entry of images has no target but the root, and each layer that its seal tells of is a file of that length.
     """
     _check_names(index)
     _check_targets(seal)
@@ -60,6 +61,7 @@ def check_members(seal: Seal, index: Index) -> None:
     _check_sparse(index)
     _check_frames(index)
     _check_counts(seal, index)
+    _check_images(seal, index)
 
 
 def _unsafe(message: str, path: bytes, **facts: object) -> NoReturn:
@@ -254,3 +256,25 @@ def _check_counts(seal: Seal, index: Index) -> None:
             expected=[seal.counts, seal.content_bytes],
             found=[found, index.content_bytes()],
         )
+
+
+def _check_images(seal: Seal, index: Index) -> None:
+    if seal.images is None:
+        return
+    if seal.targets != [Target("root", b".")]:
+        raise Damaged("an entry of Docker images has targets as one of files", rung="index")
+    sizes = {
+        path: size
+        for path, kind, size in zip(index.paths, index.kinds, index.sizes, strict=True)
+        if kind == FILE
+    }
+    for image in seal.images:
+        for layer in image.layers:
+            if sizes.get(layer.member) != layer.size:
+                raise Damaged(
+                    "a layer of which the seal tells is not there, or has another length",
+                    path=layer.member,
+                    rung="index",
+                    expected=layer.size,
+                    found=sizes.get(layer.member),
+                )

@@ -65,7 +65,7 @@ def encode_images(images: list[HeldImage]) -> list[dict[str, Any]]:
 
 def decode_images(value: object) -> list[HeldImage]:
     """Return what ``encode_images`` wrote. Raises Damaged for anything else."""
-    if not isinstance(value, list):
+    if not isinstance(value, list) or not value:
         raise _wrong()
     return [_image(item) for item in value]
 

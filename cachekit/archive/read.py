@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import stat
+import threading
 from array import array
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,7 +29,7 @@ from cachekit.errors import Damaged, Refused, Unreadable
 from cachekit.system.files import pread_exactly
 from cachekit.trust import Signed, Trust
 
-__all__ = ["Archive", "open_archive", "read_errors"]
+__all__ = ["Archive", "decode_frame", "open_archive", "read_errors"]
 
 #: What a filesystem says when it fails, not when the file is wrong.
 _TROUBLE = {
@@ -267,6 +268,18 @@ def decompress(decompressor: object, data: bytes | memoryview, size: int, rung: 
     except zstandard.ZstdError as error:
         raise Damaged(f"a zstd frame of the {rung} cannot be decoded: {error}", rung=rung) from None
     return result
+
+
+def decode_frame(archive: Archive, number: int, here: threading.local) -> bytes:
+    """Return the content of a data frame, decoded from the bytes whose digest was just checked. Raises Damaged.
+
+    For threads: ``here`` keeps each one's decoder.
+    """
+    import zstandard
+
+    if not hasattr(here, "decompressor"):
+        here.decompressor = zstandard.ZstdDecompressor()
+    return decompress(here.decompressor, archive.frame(number), archive.index.raw_sizes[number], "frames")
 
 
 @contextlib.contextmanager

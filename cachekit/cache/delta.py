@@ -78,7 +78,7 @@ def _candidates(
             break
     for candidate in store.candidates(prefix, str(identity.platform)):
         seal = candidate.seal
-        if seal is not None and candidate.trusted and seal.family == family and seal.images is None:
+        if seal is not None and candidate.trusted and seal.family == family:
             yield candidate.name, None
             break
 

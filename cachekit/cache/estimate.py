@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cachekit.archive.names import find_roots, targets_of
 from cachekit.archive.walk import Walk
 from cachekit.errors import NothingMatched
-from cachekit.model import Key, StoreAddress
+from cachekit.model import Key, Platform, StoreAddress
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import this_platform
 
@@ -35,16 +35,11 @@ def room_for(walk: Walk, ratio: float) -> int:
     return int(walk.allocated_bytes * ratio) + _INDEX_BYTES_EACH * len(walk.index) + _INDEX_BYTES_BASE
 
 
-def family_ratio(store: DirectoryStore, family: str, prefix: str, *, images: bool = False) -> float:
-    """Return archive bytes for each allocated byte in the family's newest entry, with a margin; 1 if unknown.
-
-    ``images``: of its entries with Docker images, else of those with files.
-    """
-    for candidate in store.candidates(prefix, str(this_platform())):
+def family_ratio(store: DirectoryStore, family: str, prefix: str, platform: Platform) -> float:
+    """Return archive bytes for each allocated byte in the family's newest entry, with a margin; 1 if unknown."""
+    for candidate in store.candidates(prefix, str(platform)):
         seal = candidate.seal
-        if seal is None or (seal.images is not None) != images:
-            continue
-        if candidate.trusted and seal.family == family and seal.allocated_bytes:
+        if seal is not None and candidate.trusted and seal.family == family and seal.allocated_bytes:
             return min(1.0, _RATIO_MARGIN * candidate.size / seal.allocated_bytes)
     return 1.0
 
@@ -73,7 +68,7 @@ def estimate_save(
     ratio = 1.0
     if key is not None:
         family = Key(key).family
-        ratio = family_ratio(DirectoryStore(store), family, family)
+        ratio = family_ratio(DirectoryStore(store), family, family, this_platform())
     places: list[bytes] = []
     need = files = 0
     for path in paths:

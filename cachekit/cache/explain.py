@@ -23,7 +23,8 @@ _HITS = ("exact", "partial")
 
 @dataclass(frozen=True, slots=True)
 class ExplainLine:
-    """One entry, or the lack of one: ``verdict`` taken, not-tried, absent, platform, quarantined, or why it is refused.
+    """One entry, or the lack of one: ``verdict`` taken, not-tried, absent, platform, wrong-kind, quarantined, or why it
+    is refused.
 
     ``wanted``: the key or restore key that led to it. ``created_ns`` 0 and ``key`` None: unknown.
     """
@@ -53,8 +54,10 @@ class ExplainReport:
     lines: list[ExplainLine] = field(default_factory=list)
 
 
-def explain(request: RestoreRequest) -> ExplainReport:
+def explain(request: RestoreRequest, *, images: bool = False) -> ExplainReport:
     """Say what ``restore`` would do with this request as far as entries decide it; the target's state is not looked at.
+
+    ``images``: say it of loading Docker images; paths and root mean nothing then, nor does what the engine has.
 
     Every candidate up to the one that would be used is read in full, as a restore reads it. (A restore in place reads
     fewer frames: it may still use an entry that is damaged where nothing is needed.) Nothing of the store changes.
@@ -69,7 +72,8 @@ def explain(request: RestoreRequest) -> ExplainReport:
     report = ExplainReport("miss", key.text, list(request.restore_keys))
 
     def use(archive: Archive) -> None:
-        choose_targets(archive.seal.targets, request.paths, roots, every=request.all_targets)
+        if not images:
+            choose_targets(archive.seal.targets, request.paths, roots, every=request.all_targets)
         check_archive(archive)
         check_contents(archive, worker_count())
 
@@ -84,7 +88,9 @@ def explain(request: RestoreRequest) -> ExplainReport:
             report.lines.append(replace(line, reason=reason))
             continue
         try:
-            verdict = attempt(store, found.name, request.platform, use, any_platform=request.any_platform)[-1]
+            verdict = attempt(
+                store, found.name, request.platform, use, any_platform=request.any_platform, images=images
+            )[-1]
         except (TargetNotNamed, StoreUntrusted) as error:
             report.status, report.error = None, error.as_dict()
             report.lines.append(_line(store, found, error.id, error.message))
@@ -107,7 +113,7 @@ def explain(request: RestoreRequest) -> ExplainReport:
     report.lines += _set_aside(store, request, key)
     if not request.any_platform:
         known = {line.entry for line in report.lines}
-        for name, platform in elsewhere(store, key, request.restore_keys, request.platform):
+        for name, platform in elsewhere(store, key, request.restore_keys, request.platform, images=images):
             if name not in known:
                 reason = f"it was made for {platform}, this is {request.platform} (--any-platform takes it)"
                 exact = name == EntryIdentity(key, platform).file_name
@@ -115,12 +121,12 @@ def explain(request: RestoreRequest) -> ExplainReport:
     return report
 
 
-def explain_scoped(request: RestoreRequest, trusted: StoreAddress) -> ExplainReport:
+def explain_scoped(request: RestoreRequest, trusted: StoreAddress, *, images: bool = False) -> ExplainReport:
     """Say what ``restore_scoped`` would do: the request's store first, then ``trusted``. Raises as ``explain``."""
-    first = explain(request)
+    first = explain(request, images=images)
     if first.status in _HITS or first.error is not None:
         return first
-    second = explain(replace(request, store=trusted))
+    second = explain(replace(request, store=trusted), images=images)
     second.lines = first.lines + second.lines
     if second.status is not None and second.status not in _HITS:
         assert first.status is not None

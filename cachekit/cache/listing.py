@@ -44,6 +44,8 @@ class EntryLine:
     signature: str | None = None
     #: The same for keys that one stored file serves.
     identity: str | None = None
+    #: Names (or the ids of nameless ones) of the Docker images that it holds; None for an entry of files.
+    images: list[str] | None = None
 
 
 def list_entries(store: StoreAddress | str, prefix: str = "") -> list[EntryLine]:
@@ -75,6 +77,9 @@ def list_entries(store: StoreAddress | str, prefix: str = "") -> list[EntryLine]
                 *marks,
                 signature=candidate.signed.standing if candidate.signed else None,
                 identity=seal.identity,
+                images=None
+                if seal.images is None
+                else [name for i in seal.images for name in i.names or i.ids[:1]],
             )
         )
     return lines

@@ -25,7 +25,6 @@ from cachekit.cache.present import look, rows_of
 from cachekit.cache.select import attempt, choose_targets, elsewhere, names_to_try, status_without
 from cachekit.cache.space import require
 from cachekit.errors import (
-    CachekitError,
     InvalidRequest,
     LockTimeout,
     NameConflict,
@@ -116,7 +115,7 @@ def restore(request: RestoreRequest) -> RestoreReport:
         if report.status == "miss" and not request.any_platform:
             for name, platform in elsewhere(store, key, request.restore_keys, request.platform):
                 reason = f"it was made for {platform}, this is {request.platform} (--any-platform takes it)"
-                _passed_over(report, name, "miss", reason)
+                report.passed_over(name, "miss", reason)
     report.seconds = time.perf_counter() - begin
     return report
 
@@ -134,17 +133,8 @@ def _try(
         if verdict.certain and store.set_aside(store.entry_path(name), verdict.inode):
             report.quarantined.append(name)
         if verdict.word:
-            _passed_over(report, name, verdict.word, verdict.reason, verdict.error)
+            report.passed_over(name, verdict.word, verdict.reason, verdict.error)
     return verdicts[-1].status
-
-
-def _passed_over(
-    report: RestoreReport, name: str, verdict: str, reason: str, error: CachekitError | None = None
-) -> None:
-    line: dict[str, object] = {"entry": name, "verdict": verdict, "reason": reason}
-    if error is not None:
-        line["error"] = error.as_dict()
-    report.tried.append(line)
 
 
 def _restore(

@@ -283,7 +283,7 @@ def _write(
 ) -> Written:
     """Write the entry. With ``places`` raise NothingChanged instead, if the base holds just this."""
     family, prefix = _family(request, identity)
-    ratio = family_ratio(store, family, prefix)
+    ratio = family_ratio(store, family, prefix, identity.platform)
 
     def reserve(walked: Walk) -> None:
         if not request.allow_empty and not _has_content(walked):

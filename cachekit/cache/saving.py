@@ -10,7 +10,7 @@ from cachekit.archive.pack import zstd_version
 from cachekit.archive.read import open_archive
 from cachekit.archive.seal import Seal
 from cachekit.cache.space import require
-from cachekit.errors import Damaged, LockTimeout, NoSpace, Refused, Unreadable, Untrusted, WrongKind
+from cachekit.errors import Damaged, LockTimeout, NoSpace, Refused, Unreadable, Untrusted
 from cachekit.model import EntryIdentity, SaveReport, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.clock import host_name, now_ns, python_version
@@ -27,17 +27,16 @@ def save_once(
     *,
     force: bool,
     wait_seconds: float,
-    images: bool = False,
 ) -> None:
     """Call ``work`` unless the key is stored already (``force``: in any case), while no other live saver has it.
 
-    Another live saver is waited for, at most ``wait_seconds``; 0 reports it at once. Raises LockTimeout, WrongKind.
+    Another live saver is waited for, at most ``wait_seconds``; 0 reports it at once. Raises LockTimeout.
     """
     deadline = time.monotonic() + wait_seconds
     while True:
         with store.saver(identity) as saver:
             if saver.state != "busy":
-                if force or not is_stored(store, identity, report, images=images):
+                if force or not is_stored(store, identity, report):
                     work()
                 return
             if time.monotonic() >= deadline:
@@ -52,13 +51,8 @@ def save_once(
         time.sleep(0.2)
 
 
-def is_stored(
-    store: DirectoryStore, identity: EntryIdentity, report: SaveReport, *, images: bool = False
-) -> bool:
-    """Return True if a whole, trusted entry has the key. One with a damaged seal is set aside; the save goes on.
-
-    Raises WrongKind if it is an entry of images and files are to be saved, or the other way round.
-    """
+def is_stored(store: DirectoryStore, identity: EntryIdentity, report: SaveReport) -> bool:
+    """Return True if a whole, trusted entry has the key. One with a damaged seal is set aside; the save goes on."""
     path = store.entry_path(identity.file_name)
     try:
         with open_archive(path, store.trust) as archive:
@@ -78,11 +72,6 @@ def is_stored(
                 store.set_aside(path, archive.identity)
                 return False
             seal = archive.seal
-            if (seal.images is not None) != images:
-                raise WrongKind(
-                    f"the key {seal.key!r} holds {'Docker images' if seal.images else 'files'} already",
-                    hint="choose another key; --force replaces the entry",
-                )
             report.status = "exists"
             report.identity = seal.identity
             report.archive_bytes, report.content_bytes = archive.size, seal.content_bytes

@@ -31,7 +31,7 @@ __all__ = [
 _WORST: tuple[RestoreStatus, ...] = ("refused", "unreadable", "unsupported")
 
 
-#: Why an entry is passed over that is whole, by whether images are asked for.
+#: Why an entry is passed over that may well be whole, by whether images are asked for.
 _OTHER_KIND = {
     False: "it holds Docker images, which cachekit image load loads",
     True: "it holds files, which cachekit restore restores",
@@ -93,7 +93,7 @@ def attempt(
                 if not any_platform and archive.seal.platform != platform:
                     return [Verdict("miss", "miss", f"it was made for {archive.seal.platform}")]
                 if (archive.seal.images is not None) != images:
-                    return [Verdict("miss", "miss", _OTHER_KIND[images])]
+                    return [Verdict("miss", "wrong-kind", _OTHER_KIND[images])]
                 use(archive)
                 return [Verdict("used")]
         except FileNotFoundError:
@@ -142,14 +142,19 @@ def names_to_try(
 
 
 def elsewhere(
-    store: DirectoryStore, key: Key, restore_keys: list[str], platform: Platform
+    store: DirectoryStore, key: Key, restore_keys: list[str], platform: Platform, *, images: bool = False
 ) -> Iterator[tuple[str, Platform]]:
-    """Yield (entry file name, platform) of entries that only their platform kept from being tried: why a miss."""
+    """Yield (entry file name, platform) of entries that only their platform kept from being tried: why a miss.
+
+    ``images``: of those with Docker images, else of those with files.
+    """
     seen: set[str] = set()
     for prefix in (key.text, *restore_keys):
         for candidate in store.candidates(prefix, None):
             seal = candidate.seal
             if seal is None or seal.platform == platform or candidate.name in seen:
+                continue
+            if (seal.images is not None) != images:
                 continue
             if prefix != key.text or seal.key == key.text:
                 seen.add(candidate.name)

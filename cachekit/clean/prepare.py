@@ -29,7 +29,7 @@ class Wish:
     """What the caller asks for. Paths as given.
 
     ``store``: where entries lie. ``extra_bytes``: so many must be free there, for a save. ``untouchable``: paths that
-    must stay, and what they are.
+    must stay, and what they are. ``protected_images``: names or ids of images that are about to be saved.
     """
 
     stage: Stage = "pre"
@@ -41,6 +41,7 @@ class Wish:
     extra_bytes: int | None = None
     keep: Sequence[str] = ()
     keep_images: Sequence[str] = ()
+    protected_images: Sequence[str] = ()
     dry_run: bool = False
     lock_timeout: float = 60.0
 
@@ -152,6 +153,7 @@ def prepare(wish: Wish, environ: Mapping[str, str] | None = None) -> CleanReques
         environ,
         keep=wish.keep,
         keep_images=wish.keep_images,
+        protected_images=frozenset(wish.protected_images),
         dry_run=wish.dry_run,
         lock_timeout=wish.lock_timeout,
         ballast_directories=[os.fsdecode(item.mount) for item in filesystems],

@@ -22,8 +22,8 @@ class CleanRequest:
 
     ``needs``: what each filesystem (by device number) is to have free; ``goal`` says it in words. ``protection``: what
     this run must not touch. ``keep``: rules, categories and tools to leave alone; ``keep_images``: patterns of image
-    names. ``part``: whether rules that may run in the background are carried out. ``started`` is told of each rule
-    whose turn comes, ``finished`` its report.
+    names, ``protected_images``: names or ids that must stay. ``part``: whether rules that may run in the background
+    are carried out. ``started`` is told of each rule whose turn comes, ``finished`` its report.
     """
 
     stage: Stage
@@ -37,6 +37,7 @@ class CleanRequest:
     environ: Mapping[str, str]
     keep: Sequence[str] = ()
     keep_images: Sequence[str] = ()
+    protected_images: frozenset[str] = frozenset()
     dry_run: bool = False
     lock_timeout: float = 60.0
     part: Part = "all"

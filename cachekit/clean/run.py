@@ -59,7 +59,10 @@ class Run:
             else min(_PATIENCE, request.lock_timeout),
         )
         self._docker = DockerSurroundings(
-            now_ns=now_ns(), keep_images=tuple(request.keep_images), dry_run=request.dry_run
+            now_ns=now_ns(),
+            keep_images=tuple(request.keep_images),
+            protected_images=request.protected_images,
+            dry_run=request.dry_run,
         )
         #: In a dry run: bytes that the rules so far would have freed.
         self._foreseen = 0

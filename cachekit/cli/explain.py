@@ -27,6 +27,7 @@ __all__ = ["explain"]
 @settings_option(scopes=True)
 @click.option("--all-targets", is_flag=True, help="As for restore.")
 @click.option("--any-platform", is_flag=True, help="As for restore.")
+@click.option("--images", is_flag=True, help="Say what image load would load.")
 @trust_option
 @json_option
 @common
@@ -39,6 +40,7 @@ def explain(
     root: str | None,
     restore_keys: tuple[str, ...],
     trust: TrustMode | None,
+    images: bool,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -50,16 +52,25 @@ def explain(
     Examples:
       cachekit explain --key "npm-$HASH" --restore-key npm- node_modules
       cachekit explain node --json
+      cachekit explain --images --key "images-$HASH" --restore-key images-
     """
     asked = Asked(settings, key, arguments, every, expand, root, restore_keys)
     code, _ = run_each(
-        asked, lambda cache: _one(asked, cache, trust, dict(options), as_json=as_json), as_json=as_json
+        asked,
+        lambda cache: _one(asked, cache, trust, dict(options), images=images, as_json=as_json),
+        as_json=as_json,
     )
     return code
 
 
 def _one(
-    asked: Asked, cache: Cache | None, trust: TrustMode | None, options: dict[str, Any], *, as_json: bool
+    asked: Asked,
+    cache: Cache | None,
+    trust: TrustMode | None,
+    options: dict[str, Any],
+    *,
+    images: bool,
+    as_json: bool,
 ) -> Result:
     settings = asked.settings
     base, store = (with_trust(place, trust) for place in (settings.base(cache), settings.address(cache)))
@@ -67,21 +78,24 @@ def _one(
     request = RestoreRequest(
         what.key, store, restore_keys=what.restore_keys, paths=what.paths, root=what.root, **options
     )
-    report = explain_request(request) if settings.scope is None else explain_scoped(request, base)
+    if settings.scope is None:
+        report = explain_request(request, images=images)
+    else:
+        report = explain_scoped(request, base, images=images)
     if not as_json:
-        for line in _lines(report):
+        for line in _lines(report, "load" if images else "restore"):
             click.echo(line)
     fields = {name: plain(getattr(report, name)) for name in ExplainReport.__slots__}
     return Result(fields)
 
 
-def _lines(report: ExplainReport) -> list[str]:
+def _lines(report: ExplainReport, verb: str) -> list[str]:
     if report.error is not None:
-        head = f"the restore would end with exit code {report.error['exit_code']}: {report.error['message']}"
+        head = f"the {verb} would end with exit code {report.error['exit_code']}: {report.error['message']}"
     elif report.entry is not None:
-        head = f"would restore {report.matched_key} ({report.status})"
+        head = f"would {verb} {report.matched_key} ({report.status})"
     else:
-        head = f"would restore nothing ({report.status})"
+        head = f"would {verb} nothing ({report.status})"
     lines = [printable(head)]
     groups = itertools.groupby(report.lines, key=lambda line: (line.namespace, line.wanted, line.exact))
     for (namespace, wanted, exact), members in groups:

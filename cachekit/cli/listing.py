@@ -75,8 +75,12 @@ def _line(entry: EntryLine) -> str:
     }
     used = f", used {_when(entry.used_ns)}" if entry.used_ns is not None else ""
     facts = f"{printable(entry.platform)}{used}{', pinned' if entry.pinned else ''}"
+    if entry.images is None:
+        what = f"{entry.files:>7} files"
+    else:
+        what = f"{len(entry.images):>7} {'image' if len(entry.images) == 1 else 'images'}"
     return (
-        f"{_when(entry.created_ns)}  {size(entry.archive_bytes):>10}  {entry.files:>7} files  "
+        f"{_when(entry.created_ns)}  {size(entry.archive_bytes):>10}  {what}  "
         f"{printable(entry.key)}  ({facts}){signed.get(entry.signature or '', '')}"
     )
 
@@ -142,7 +146,7 @@ def _summary(data: dict[str, Any], path: bytes) -> list[tuple[str, object]]:
         ("family", data["family"]),
         ("platform", f"{platform['os']}-{platform['arch']}-{platform['libc']}"),
         ("created", f"{_when(data['created_ns'])} on {data['host']}"),
-        ("targets", targets),
+        *([("targets", targets)] if "images" not in data else map(_image, data["images"])),
         ("members", counts),
         ("content", size(data["content_bytes"])),
         ("archive", f"{size(data['archive_bytes'])} in {data['frames']} frames, level {data['level']}"),
@@ -151,6 +155,15 @@ def _summary(data: dict[str, Any], path: bytes) -> list[tuple[str, object]]:
         ("made by", ", ".join(f"{name} {version}" for name, version in sorted(data["versions"].items()))),
         ("file", path),
     ]
+
+
+def _image(image: dict[str, Any]) -> tuple[str, object]:
+    """Return a line about a Docker image, with the length of its layers as they lie in the archive."""
+    names = ", ".join(image["names"]) or "(no name)"
+    layers = image["layers"]
+    total = size(sum(length for _, _, length, _ in layers))
+    ids = ", ".join(identity.removeprefix("sha256:")[:12] for identity in image["ids"])
+    return "image", f"{names} ({image['platform']}, {count(len(layers), 'layer')}, {total}; id {ids})"
 
 
 _KINDS = {"file": stat.S_IFREG, "directory": stat.S_IFDIR, "symlink": stat.S_IFLNK, "hardlink": stat.S_IFREG}

@@ -22,6 +22,7 @@ __all__ = ["COMMANDS", "cli", "run"]
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "save": ("cachekit.cli.save", "save", "Save files and directories under a key."),
     "restore": ("cachekit.cli.restore", "restore", "Restore the entry of a key, or of a restore key."),
+    "image": ("cachekit.cli.image", "image", "Save Docker images under a key, and load them again."),
     "verify": ("cachekit.cli.verify", "verify", "Check entries or archive files, as deep as you like."),
     "explain": ("cachekit.cli.explain", "explain", "Say which entry a restore would use, and why."),
     "ls": ("cachekit.cli.listing", "ls", "List the entries of the store."),
@@ -91,7 +92,7 @@ def cli(ctx: click.Context, debug: bool) -> int:
       1  internal error                   6  lock timeout
       2  wrong usage                      7  clean, prune: goal not met
       3  miss, if asked to fail on it     8  source or target refuses
-      4  refused: damaged, untrusted      9  store unavailable
+      4  refused: damaged, untrusted      9  store or engine unavailable
       5  not enough space
     """
     if debug:

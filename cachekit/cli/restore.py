@@ -26,13 +26,15 @@ from cachekit.cli.progress import ProgressBar
 from cachekit.cli.render import count, details, printable, size
 from cachekit.cli.settings import Settings, settings_option
 from cachekit.errors import CachekitError, InvalidRequest, Missed, Refused, Unreadable
-from cachekit.model import RestoreReport
+from cachekit.model import EntryIdentity, Key, RestoreReport
+from cachekit.system.clock import this_platform
 from cachekit.trust import TrustMode
 
-__all__ = ["restore"]
+__all__ = ["passed_over", "restore"]
 
-#: So many untrusted entries are told of one by one: a store that was never signed may be full of them.
-_UNTRUSTED_LINES = 3
+#: So many untrusted entries are told of one by one: a store that was never signed may be full of them. The same for
+#: those of images.
+_MOST_LINES = 3
 
 
 @click.command(short_help="Restore the entry of a key, or of a restore key.")
@@ -186,19 +188,35 @@ def _outputs(report: RestoreReport, status: str) -> dict[str, object]:
 
 def _tell(report: RestoreReport, restore_keys: list[str], store: str, *, lookup_only: bool) -> None:
     """Tell people: what was passed over and why, warnings, the closing line."""
+    passed_over(report)
+    click.echo(closing_line(report, restore_keys, store, lookup_only=lookup_only), err=True)
+    if not report.hit:
+        met = _of_other_kind(report)[:_MOST_LINES]
+        for line in report.tried:
+            if line["verdict"] == "miss" or line in met:
+                click.echo(f"  {printable(line['entry'])}: {printable(line['reason'])}", err=True)
+
+
+def _of_other_kind(report: RestoreReport) -> list[dict[str, object]]:
+    """Return what restore keys met that holds images, or files: it may well be meant to be passed over.
+
+    Under the key itself it can only be a mistake, and is told of aloud.
+    """
+    asked = EntryIdentity(Key(report.key), this_platform()).file_name
+    return [line for line in report.tried if line["verdict"] == "wrong-kind" and line["entry"] != asked]
+
+
+def passed_over(report: RestoreReport) -> None:
+    """Tell people which entries were not used and why, and the warnings."""
     untrusted = [line for line in report.tried if line["verdict"] == "untrusted"]
+    quiet = untrusted[_MOST_LINES:] + _of_other_kind(report)
     for line in report.tried:
-        if line["verdict"] != "miss" and line not in untrusted[_UNTRUSTED_LINES:]:
+        if line["verdict"] != "miss" and line not in quiet:
             _tell_passed_over(line, aside=line["entry"] in report.quarantined)
-    if (more := len(untrusted) - _UNTRUSTED_LINES) > 0:
+    if (more := len(untrusted) - _MOST_LINES) > 0:
         warn(f"{count(more, 'further entry', 'further entries')} not used (untrusted)")
     for warning in report.warnings:
         warn(warning)
-    click.echo(closing_line(report, restore_keys, store, lookup_only=lookup_only), err=True)
-    if not report.hit:
-        for line in report.tried:
-            if line["verdict"] == "miss":
-                click.echo(f"  {printable(line['entry'])}: {printable(line['reason'])}", err=True)
 
 
 def _tell_passed_over(line: dict[str, object], *, aside: bool) -> None:

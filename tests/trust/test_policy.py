@@ -391,11 +391,12 @@ def test_candidates_say_whether_they_may_be_used(here: Here, key: SetKey) -> Non
 def test_an_untrusted_entry_does_not_tell_what_a_save_needs(here: Here, key: SetKey) -> None:
     """How well the last entry of a family compressed is not taken from an entry that is not trusted."""
     from cachekit.cache.estimate import family_ratio
+    from cachekit.system.clock import this_platform
 
     make_tree(here.root, {"z": {"zeros": bytes(4_000_000)}})
     here.save("fam-1", "z")
     for address, known in ((signed_store(here.store), False), (StoreAddress(str(here.store)), True)):
-        assert (family_ratio(DirectoryStore(address), "fam", "fam") < 1) == known
+        assert (family_ratio(DirectoryStore(address), "fam", "fam", this_platform()) < 1) == known
 
 
 def in_place_killed(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,64 @@
+"""Images as people name them, and as the engine resolved them before anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cachekit.engine.client import Engine
+from cachekit.engine.objects import ImageDetails
+from cachekit.errors import InvalidRequest, NothingMatched
+from cachekit.model import Platform
+from cachekit.system.clock import this_platform
+
+__all__ = ["Wanted", "image_platform", "resolve"]
+
+#: What an engine leaves out of a name that it shows.
+_HUB = ("docker.io/library/", "docker.io/", "index.docker.io/library/", "index.docker.io/")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An image to be saved: ``name`` as the engine shows it (``repository:tag``), empty if only its id was given."""
+
+    asked: str
+    name: str
+    details: ImageDetails
+
+    @property
+    def reference(self) -> str:
+        """What the engine is asked for: the name, for an id alone would lose it."""
+        return self.name or self.details.id
+
+
+def image_platform() -> Platform:
+    """Return the platform under which images are filed: an image brings its own C library."""
+    here = this_platform()
+    return Platform(here.os, here.arch, "any")
+
+
+def resolve(engine: Engine, asked: Sequence[str]) -> list[Wanted]:
+    """Ask the engine what each image is, in order, each only once. Raises NothingMatched for one that it has not."""
+    if not asked:
+        raise InvalidRequest("no image was named", hint="cachekit image save --key KEY IMAGE...")
+    found: dict[str, Wanted] = {}
+    for text in asked:
+        details = engine.describe_image(text)
+        if details is None:
+            raise NothingMatched(
+                f"the engine has no image {text!r}",
+                hint="docker image ls shows what it has; did the step that builds or pulls it run before this one?",
+            )
+        wanted = Wanted(text, shown_name(text, details.names), details)
+        found.setdefault(wanted.reference, wanted)
+    return list(found.values())
+
+
+def shown_name(asked: str, names: Sequence[str]) -> str:
+    """Return which of an image's names is meant; empty if none is, for an id or a digest was given."""
+    name = asked.partition("@")[0]
+    if ":" not in name.rpartition("/")[2]:
+        name += ":latest"
+    short = next((name.removeprefix(hub) for hub in _HUB if name.startswith(hub)), name)
+    # Podman shows names in full, and "localhost/" before those that were built here.
+    return next((shown for shown in names if shown in {name, short} or shown.endswith("/" + short)), "")

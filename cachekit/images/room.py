@@ -1,0 +1,55 @@
+"""Room for images on each filesystem that takes part: what is needed where, and whether it is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cachekit.errors import NoSpace
+from cachekit.model import format_size
+from cachekit.system.space import free_space, pool_of
+
+__all__ = ["Need", "require_room"]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that something takes below an existing directory; ``what`` says what, for people."""
+
+    path: str
+    size: int
+    what: str
+
+
+def require_room(needs: Sequence[Need], *, min_free: int = 0) -> None:
+    """Raise NoSpace for the first filesystem on which the needs do not fit together, beside ``min_free``.
+
+    A directory that is not on this machine (an engine elsewhere, another mount namespace) cannot be looked at.
+    """
+    pools: dict[int, list[Need]] = {}
+    for need in needs:
+        try:
+            pools.setdefault(pool_of(os.fsencode(need.path)), []).append(need)
+        except OSError:
+            continue
+    for together in pools.values():
+        total = sum(need.size for need in together)
+        try:
+            have = free_space(together[0].path).available
+        except OSError:
+            continue
+        if total + min_free > have:
+            parts = ", ".join(f"{need.what} {format_size(need.size)}" for need in together)
+            short = total + min_free - have
+            raise NoSpace(
+                f"not enough space at {together[0].path}: need {format_size(total)} ({parts}), have "
+                f"{format_size(have)}, short by {format_size(short)}",
+                path=together[0].path,
+                hint="free space there (cachekit clean does); nothing was written",
+                need=total,
+                have=have,
+                short_by=short,
+                min_free=min_free or None,
+                unit="bytes",
+            )
