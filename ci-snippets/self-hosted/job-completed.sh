@@ -1,5 +1,5 @@
 #!/bin/sh
-# After each job of an actions/runner: removes what the tests left, so that the next job has the room.
+# For: actions/runner, after each job: removes what the tests left, so that the next job has the room.
 # Needs: cachekit in /usr/local/bin; ACTIONS_RUNNER_HOOK_JOB_COMPLETED=/path/of/job-completed.sh in the runner's .env.
 
 # As in job-started.sh: the job is done, and is not failed for this.

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Before each job of an actions/runner: makes room up to the plan's goal, so that no job begins on a full disk.
+# For: actions/runner, before each job: makes room up to the plan's goal, so that no job begins on a full disk.
 # Needs: cachekit in /usr/local/bin; ACTIONS_RUNNER_HOOK_JOB_STARTED=/path/of/job-started.sh in the runner's .env.
 
 # The runner puts no limit on a hook's time, and fails the job if the hook fails. But a job with less room is better than

@@ -13,6 +13,7 @@ import yaml
 
 from tests.snippets.npm_project import INSTALLED, committed, npm_project
 from tests.snippets.stored import cut, entries, quarantined
+from tests.support import tools
 from tests.support.capabilities import requires
 from tests.support.filesystems import ext4
 from tests.support.ordinary_user import PROJECT
@@ -86,8 +87,7 @@ def _variables_of_rules(job: dict[str, Any], variables: dict[str, str]) -> dict[
 def runner(tmp_path: Path) -> ShellRunner:
     """A shell runner with the settings of config.toml, and a checkout with the pipeline on the local store."""
     settings = dict(setting.split("=", 1) for setting in _runners()["shell"]["environment"])
-    tools = Path("/tmp/snippets-other/npm/node_modules")
-    machine = Protected(tmp_path, binds={Path("/var/cache"): tmp_path / "var-cache"}, shows=(tools,))
+    machine = Protected(tmp_path, binds={Path("/var/cache"): tmp_path / "var-cache"})
     (tmp_path / "var-cache" / "cachekit").mkdir(parents=True, mode=0o750)
     return ShellRunner(machine, npm_project(tmp_path / "shop"), LOCAL, settings)
 
@@ -97,7 +97,7 @@ def _runners() -> dict[str, dict[str, Any]]:
     return {runner["name"]: runner for runner in found}
 
 
-@requires("bind")
+@requires("bind", "node")
 def test_three_runs(runner: ShellRunner, tmp_path: Path) -> None:
     """The first run misses and saves, the second installs nothing, the third refuses a cut entry and heals."""
     store = tmp_path / "var-cache" / "cachekit"
@@ -120,7 +120,7 @@ def test_three_runs(runner: ShellRunner, tmp_path: Path) -> None:
     assert runner.outputs()["CACHEKIT_STATUS"] == "exact"
 
 
-@requires("bind")
+@requires("bind", "node")
 def test_a_merge_request_has_a_part_of_its_own(runner: ShellRunner) -> None:
     """A merge request restores what the branch saved; what it saves itself is not used by the branch."""
     runner.job("build", BRANCH).expect()
@@ -136,7 +136,7 @@ def test_a_merge_request_has_a_part_of_its_own(runner: ShellRunner) -> None:
         assert runner.outputs()["CACHEKIT_STATUS"] == status, pipeline
 
 
-@requires("bind", "ext4")
+@requires("bind", "ext4", "node")
 def test_a_full_disk_leaves_the_job_green(tmp_path: Path) -> None:
     """Without room for the entry the job warns, succeeds and leaves nothing half written; with room it saves."""
     with ext4(16 << 20, at=tmp_path / "disk") as disk:
@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_the_job_green(tmp_path: Path) -> None:
         assert len(entries(disk.path / "cachekit")) == 1
 
 
-@requires("bind")
+@requires("bind", "node")
 def test_an_unreachable_store_leaves_the_job_green(runner: ShellRunner) -> None:
     """A store whose place is a file is a warning, and the job builds as after a miss."""
     runner.settings["CACHEKIT_STORE"] = "/etc/passwd"
@@ -188,12 +188,10 @@ def _gitlab_ci_local(machine: Protected, checkout: Path, *options: str, **settin
         *told,
         *options,
     ]
-    environment = machine.environment()
-    environment["PATH"] += ":/tmp/snippets-other/npm/node_modules/.bin"
-    return machine.run(*command, env=environment, cwd=checkout)
+    return machine.run(*command, env=machine.environment(), cwd=checkout)
 
 
-@requires("bind")
+@requires("bind", "gitlab_ci_local")
 def test_the_pipeline_as_a_whole(runner: ShellRunner, tmp_path: Path) -> None:
     """gitlab-ci-local runs the jobs in order: miss, exact, and refused with the allowed failure that tells of it."""
     (runner.checkout / ".gitlab-ci.yml").write_bytes(LOCAL.read_bytes())
@@ -206,3 +204,23 @@ def test_the_pipeline_as_a_whole(runner: ShellRunner, tmp_path: Path) -> None:
         assert f"cache of the build, {status}" in done.stdout
         assert ("WARN" in done.stdout) is (status == "refused")
         assert (INSTALLED in done.stdout) is (status != "exact")
+
+
+@requires("check_jsonschema")
+def test_schema(tmp_path: Path) -> None:
+    """GitLab's schema takes the pipelines, and refuses a key that does not exist."""
+    assert tools.json_schema("gitlab-ci", LOCAL, CARRIED, transform="gitlab-ci") == ""
+    (tmp_path / "bad.yml").write_text("a: {script: x, artefacts: {}}\n")
+    assert tools.json_schema("gitlab-ci", tmp_path / "bad.yml", transform="gitlab-ci") != ""
+
+
+@requires("shellcheck")
+@pytest.mark.parametrize("path", [LOCAL, CARRIED], ids=lambda path: path.name)
+def test_shellcheck(path: Path) -> None:
+    """Shellcheck finds nothing in the lines of the jobs."""
+    jobs = [
+        job for job in yaml.safe_load(path.read_text()).values() if isinstance(job, dict) and "script" in job
+    ]
+    assert jobs
+    for job in jobs:
+        assert tools.shellcheck("\n".join(["#!/bin/bash", *job["script"]])) == ""

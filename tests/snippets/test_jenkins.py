@@ -10,6 +10,7 @@ import pytest
 from tests.snippets.jenkinsfile import environment, shell_steps
 from tests.snippets.npm_project import INSTALLED, committed, npm_project
 from tests.snippets.stored import cut, entries, quarantined
+from tests.support import tools
 from tests.support.capabilities import requires
 from tests.support.ordinary_user import PROJECT
 from tests.support.processes import Result, wait_until
@@ -77,7 +78,7 @@ def agent(tmp_path: Path) -> Agent:
     return Agent(machine, npm_project(tmp_path / "shop"), store)
 
 
-@requires("bind")
+@requires("bind", "node")
 def test_three_builds(agent: Agent) -> None:
     """The first misses and saves, the second installs nothing, the third refuses a cut entry, builds anew and heals."""
     for status, installs in (("miss", True), ("exact", False)):
@@ -92,7 +93,7 @@ def test_three_builds(agent: Agent) -> None:
     assert (agent.status, agent.installed) == ("exact", False)
 
 
-@requires("bind")
+@requires("bind", "node")
 def test_a_pull_request_has_a_part_of_its_own(agent: Agent) -> None:
     """What a pull request saves, branches do not use; what branches saved, it restores."""
     assert agent.build(change="7")
@@ -102,7 +103,7 @@ def test_a_pull_request_has_a_part_of_its_own(agent: Agent) -> None:
     assert agent.status == "exact"
 
 
-@requires("bind")
+@requires("bind", "node")
 def test_a_failed_build_saves_nothing(agent: Agent) -> None:
     """When the tests fail, nothing is saved, and the log says how full the disk is."""
     package = agent.checkout / "package.json"
@@ -113,7 +114,7 @@ def test_a_failed_build_saves_nothing(agent: Agent) -> None:
     assert "free of" in agent.output[-1]
 
 
-@requires("bind")
+@requires("bind", "node")
 def test_the_tests_of_two_builds_take_turns(agent: Agent, tmp_path: Path) -> None:
     """While another build has the lock, the tests wait; when that build's agent is killed, they run."""
     [command] = shell_steps(JENKINSFILE, "stage(Test)")
@@ -133,3 +134,22 @@ def test_the_tests_of_two_builds_take_turns(agent: Agent, tmp_path: Path) -> Non
             holder.kill()
             done = waiting.wait().expect()
     assert "shop@1.0.0 test" in done.stdout
+
+
+@requires("groovy_lint")
+def test_groovy(tmp_path: Path) -> None:
+    """npm-groovy-lint reads it without an error, and does find one in a file with an unclosed block."""
+    for name, text in (
+        ("good", JENKINSFILE.read_text()),
+        ("bad", JENKINSFILE.read_text().replace("}", "", 1)),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "Jenkinsfile").write_text(text)
+        assert bool(tools.groovy_lint(tmp_path / name / "Jenkinsfile")) is (name == "bad")
+
+
+@requires("shellcheck")
+def test_shellcheck() -> None:
+    """Shellcheck finds nothing in the shell steps."""
+    for script in shell_steps(JENKINSFILE):
+        assert tools.shellcheck(script, shell="sh") == ""

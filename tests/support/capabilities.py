@@ -205,7 +205,6 @@ PROBES: dict[str, Probe] = {
     "netns": lambda: _hosts(hosts.two_hosts, "unshare", "nsenter", "ip"),
     "sshfs": _sshfs,
     "juicefs": _juicefs,
-    "systemd_analyze": lambda: _tool("systemd-analyze"),
     "indexed_zstd": lambda: _imports("indexed_zstd"),
     "act": lambda: _first(
         lambda: tools.why_not("act", "--version"), lambda: tools.why_not("node", "--version")

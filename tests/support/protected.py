@@ -7,12 +7,12 @@ and what else is named, and the places for temporary files, sockets and locks ar
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support import tools
 from tests.support.ordinary_user import PROJECT
 from tests.support.processes import TIMEOUT_SECONDS, Arg, Result, Running, start
 
@@ -68,12 +68,10 @@ class Protected:
 
     `binds` shows directories of the test in places of the machine: `{Path("/opt"): root / "opt"}`. What may be written
     is `root`, what is bound and what is empty, unless `sandbox` names all of it, as ``ReadWritePaths=`` of a unit does.
-    `shows` are places that stay visible although what lies above them is empty.
     """
 
     root: Path
     binds: Mapping[Path, Path] = field(default_factory=dict)
-    shows: Sequence[Path] = ()
     sandbox: Sequence[Path] | None = None
 
     def __post_init__(self) -> None:
@@ -94,9 +92,8 @@ class Protected:
 
     def environment(self) -> dict[str, str]:
         """Make the environment of a user of this machine."""
-        tools = {Path(found).parent for name in ("node", "git") if (found := shutil.which(name))}
-        path = [self.bin, *tools, *map(Path, ("/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"))]
-        return {"PATH": ":".join(map(str, dict.fromkeys(path))), "HOME": str(self.home), "LANG": "C.UTF-8"}
+        path = tools.environment(self.home)["PATH"]
+        return {"PATH": f"{self.bin}:{path}", "HOME": str(self.home), "LANG": "C.UTF-8"}
 
     def run(
         self, *command: Arg, env: Mapping[str, str], cwd: Path | None = None, seconds: float = TIMEOUT_SECONDS
@@ -112,7 +109,7 @@ class Protected:
         return start([*own, *shell, *command], env=env, cwd=Path("/"))
 
     def _script(self) -> str:
-        shown = [*self.shows, Path(sys.base_prefix), Path(sys.prefix), PROJECT]
+        shown = [Path(sys.base_prefix), Path(sys.prefix), PROJECT, *filter(Path.exists, (tools.NPM,))]
         if self.sandbox is None:
             shown.append(self.root)
         covered = [Path(place) for place in EMPTY]
