@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "pin": ("cachekit.cli.pins", "pin", "Keep an entry whatever the limits of the store say."),
     "unpin": ("cachekit.cli.pins", "unpin", "Let an entry be pruned again."),
     "stats": ("cachekit.cli.stats", "stats", "Show hit rates, bytes and seconds by cache."),
+    "store": ("cachekit.cli.carry", "store", "Take an entry out of the store, or into it."),
     "diff": ("cachekit.cli.diff", "diff", "Compare the files of two entries."),
     "recover": ("cachekit.cli.recover", "recover", "Finish or undo restores that were killed."),
     "plan": ("cachekit.cli.plan", "plan", "Show or check cleaning plans."),
