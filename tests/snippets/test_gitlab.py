@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +206,42 @@ def test_the_pipeline_as_a_whole(runner: ShellRunner, tmp_path: Path) -> None:
         assert f"cache of the build, {status}" in done.stdout
         assert ("WARN" in done.stdout) is (status == "refused")
         assert (INSTALLED in done.stdout) is (status != "exact")
+
+
+@requires("bind", "gitlab_ci_local")
+def test_the_carried_entry(runner: ShellRunner, tmp_path: Path) -> None:
+    """On runners that keep nothing, GitLab's cache carries one entry; cut there, it is refused and made anew."""
+    (runner.checkout / ".gitlab-ci.yml").write_bytes(CARRIED.read_bytes())
+    committed(runner.checkout)
+    sizes = []
+    for status in ("miss", "exact", "refused"):
+        carried = list((runner.checkout / ".gitlab-ci-local/cache").rglob("*.tar.zst"))
+        if status == "refused":
+            cut(carried[0])
+        shutil.rmtree(runner.machine.home)
+        runner.machine.home.mkdir()
+        done = _gitlab_ci_local(runner.machine, runner.checkout).expect()
+        assert (INSTALLED in done.stdout) is (status != "exact"), done.stdout
+        assert ("refused" in done.stdout + done.stderr) is (status == "refused")
+        [carried_now] = (runner.checkout / ".gitlab-ci-local/cache").rglob("*.tar.zst")
+        sizes.append(carried_now.stat().st_size)
+    assert max(sizes) - min(sizes) < 200
+
+
+@requires("bind", "node")
+def test_the_carried_entry_by_its_lines(runner: ShellRunner) -> None:
+    """The job's own lines leave one file for the cache, take it in, and do not carry on what was cut."""
+    job = replace(runner, pipeline=CARRIED)
+    job.settings.clear()
+    for status in ("miss", "exact", "miss"):
+        if (exported := runner.checkout / ".cachekit/cachekit-entry.tar.zst").exists() and status == "miss":
+            cut(exported)
+        shutil.rmtree(runner.machine.home)
+        runner.machine.home.mkdir()
+        shutil.rmtree(runner.checkout / "node_modules", ignore_errors=True)
+        job.job("build", BRANCH).expect()
+        assert runner.outputs()["CACHEKIT_STATUS"] == status
+        assert os.listdir(runner.checkout / ".cachekit") == ["cachekit-entry.tar.zst"]
 
 
 @requires("check_jsonschema")
