@@ -82,7 +82,7 @@ def test_each_tool(here: Here, monkeypatch: pytest.MonkeyPatch, tool: str) -> No
     """What is written for a tool is a right configuration; its key is computed, and its cache saved and restored."""
     files, places = REPOSITORIES[tool]
     made(here.root, files)
-    monkeypatch.setenv("CACHEKIT_COMMIT", "0123abcd")
+    monkeypatch.setenv("CACHEKIT_COMMIT", "0123abcd" * 5)
     assert names(here) == [tool]
     here("init", "--yes").expect()
     here("config", "check").expect()
@@ -295,7 +295,8 @@ def test_shipped_snippets_are_those_that_are_checked(shipped: str, shown: str) -
 
 def test_an_existing_configuration(here: Here) -> None:
     """Caches that the configuration has stay as they are, to the byte; what it lacks is added at the end."""
-    old = '# mine\nstore = "/x"\n[caches.npm]\nkey = "mine"\npaths = ["p"]\n[caches.rust]\nkey="r"\npaths=["~/.cargo/registry"]'
+    old = '# mine\nstore = "/x"\n[caches.npm]\nkey = "mine"\npaths = ["p"]\n'
+    old += '[caches.rust]\nkey="r"\npaths=["~/.cargo/registry"]'
     made(here.root, {"cachekit.toml": old, "package-lock.json": "", "Cargo.lock": "", "go.sum": ""})
     Path("cachekit.toml").chmod(0o600)
     here("init", "--yes").expect()

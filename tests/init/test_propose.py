@@ -25,9 +25,7 @@ FILES = st.builds(
     lambda parts, own: "/".join([*parts, own]), st.lists(_PARTS, max_size=3), st.sampled_from(_OWN)
 )
 LISTINGS = st.builds(
-    lambda files, texts: Listing(
-        tuple(sorted(files)), {file: text for file, text in zip(sorted(files), texts, strict=False)}
-    ),
+    lambda files, texts: Listing(tuple(sorted(files)), dict(zip(sorted(files), texts, strict=False))),
     st.frozensets(FILES, max_size=12),
     st.lists(
         st.sampled_from(
