@@ -20,7 +20,9 @@ from cachekit.archive.read import Archive
 from cachekit.archive.record import Record
 from cachekit.archive.unpack import Destination, WriteOptions
 from cachekit.cache import inplace
+from cachekit.cache.config.model import Kind
 from cachekit.cache.delta import remember_restored
+from cachekit.cache.layouts import require_restored, require_staged
 from cachekit.cache.present import look, rows_of
 from cachekit.cache.select import attempt, choose_targets, elsewhere, names_to_try, status_without
 from cachekit.cache.space import require
@@ -67,6 +69,8 @@ class RestoreRequest:
     all_targets: bool = False
     any_platform: bool = False
     durable: bool = False
+    #: "oci": the targets are OCI layouts, and are restored only if they are whole.
+    kind: Kind = "files"
     same_owner: bool = False
     keep_setuid: bool = False
     lookup_only: bool = False
@@ -167,6 +171,9 @@ def _restore(
         with _errors_of_target(places):
             if request.mode == "in-place":
                 _in_place(request, store, archive, roots, places, known, report)
+                if request.kind == "oci":
+                    for place in places.values():
+                        require_restored(place)
             else:
                 _staged(request, store, archive, roots, places, report)
         for recovered in pending:
@@ -327,6 +334,9 @@ def _staged(
         noted = Noted(len(archive.index))
         extract(archive, destinations, options, worker_count(), request.progress, noted=noted)
         step("restore.extracted")
+        if request.kind == "oci":
+            for destination in destinations:
+                require_staged(destination.fd, places[destination.target])
         for destination, staging in zip(destinations, stagings.values(), strict=True):
             facts = directory_facts(archive, destination, options)
             if destination.target.path == b".":

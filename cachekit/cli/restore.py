@@ -10,7 +10,7 @@ from cachekit.cache.config.model import Cache
 from cachekit.cache.restore import RestoreRequest
 from cachekit.cache.restore import restore as restore_entry
 from cachekit.cache.scoped import restore_scoped
-from cachekit.cli.caches import Asked, Result, asked_options, restore_key_option, run_each
+from cachekit.cli.caches import Asked, Result, asked_options, kind_option, restore_key_option, run_each
 from cachekit.cli.events import failures, record_restore
 from cachekit.cli.options import (
     common,
@@ -48,6 +48,7 @@ _MOST_LINES = 3
     is_flag=True,
     help="File by file, where old and new do not fit beside each other; with --replace other files go first.",
 )
+@kind_option
 @click.option("--all-targets", is_flag=True, help="Also write targets of the entry that were not named.")
 @click.option("--any-platform", is_flag=True, help="Take entries made on another OS, architecture or libc.")
 @click.option(
@@ -151,6 +152,7 @@ def _restore_one(
     lookup_only = bool(options["lookup_only"])
     if cache is not None and not (replace or merge or in_place or lookup_only):
         replace, in_place = cache.mode == "replace", cache.in_place
+    options["kind"] = options["kind"] or (cache.kind if cache else "files")
     fail_on_miss, strict = options.pop("fail_on_miss"), options.pop("strict")
     mode: Any = "in-place" if in_place else "replace" if replace else "merge"
     progress = ProgressBar("restoring")
@@ -262,7 +264,7 @@ def _code(report: RestoreReport, *, fail_on_miss: bool, strict: bool) -> int:
     """Return 0, or what --strict and --fail-on-miss ask for."""
     if strict:
         verdicts = {str(line["verdict"]) for line in report.tried}
-        if verdicts & {"damaged", "forged", "unsafe", "unsupported", "untrusted", "refused"}:
+        if verdicts & {"damaged", "forged", "unsafe", "unsupported", "untrusted", "refused", "wrong-content"}:
             return Refused.exit_code
         if "unreadable" in verdicts:
             return Unreadable.exit_code
