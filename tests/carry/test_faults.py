@@ -18,7 +18,8 @@ from cachekit.cache.carry import exporting, importing
 from cachekit.cache.carry.exporting import ExportRequest, export
 from cachekit.cache.carry.importing import ImportRequest, import_carried
 from cachekit.cache.carry.place import CARRIED
-from cachekit.errors import CachekitError, NoSpace
+from cachekit.errors import CachekitError, Damaged, NoSpace
+from cachekit.system.publish import link_as
 from cachekit.trust import ANYONE
 from tests.carry.conftest import another_machine
 from tests.carry.test_round_trip import exported, imported, keys
@@ -179,6 +180,65 @@ def test_a_source_that_changes_while_it_is_copied(
         assert take(tmp_path / "other", carry) in {"damaged", "imported"}
         for entry in (tmp_path / "other/v1/default/entries").iterdir():
             whole(entry)
+
+
+def test_an_entry_that_is_replaced_while_it_is_linked(
+    here: Here, carry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a save replaces the entry between the check and the link, what was checked is exported, by a copy."""
+    path, link = here.entry("k-1"), link_as
+    before = path.read_bytes()
+
+    def replaced(*args: object) -> None:
+        fresh = path.with_suffix(".new")
+        fresh.write_bytes(b"not checked")
+        fresh.rename(path)
+        link(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(exporting, "link_as", replaced)
+    assert export(ExportRequest("k-1", str(here.store))).how == "copy"
+    assert (carry / CARRIED).read_bytes() == before
+    assert os.listdir(carry) == [CARRIED]
+
+
+def test_a_file_that_is_wrong_once(
+    here: Here, carry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reads wrong once and right the second time is imported: a bit that flipped in memory is no damage."""
+    exported(here, "--key=k-1")
+    checked, looks = check_frames, iter([True, False])
+
+    def once(*args: object) -> None:
+        if next(looks, False):
+            raise Damaged("wrong once", rung="frames")
+        checked(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(importing, "check_frames", once)
+    assert take(tmp_path / "other", carry) == "imported"
+
+
+def test_a_damaged_file_takes_no_room(
+    here: Here, carry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with a wrong frame is refused before anything of it is copied."""
+    exported(here, "--key=k-1", "--copy")
+    (carry / CARRIED).write_bytes(flip((carry / CARRIED).read_bytes(), 100))
+
+    def never(*_args: object) -> None:
+        raise AssertionError("it was copied")
+
+    monkeypatch.setattr(importing, "copy_checked", never)
+    assert take(tmp_path / "other", carry) == "damaged"
+
+
+def test_links_in_the_directory_are_not_followed(here: Here, tmp_path: Path) -> None:
+    """A link to a directory of entries, or in the place of an alias, leads nowhere."""
+    exported(here, "--key=k-1", "--to=real")
+    (here.root / "carried").mkdir()
+    (here.root / "carried/link").symlink_to(here.root / "real")
+    assert take(tmp_path / "other", here.root / "carried") == "miss"
+    (here.root / "real" / (CARRIED + ".alias")).symlink_to("/dev/zero")
+    assert take(tmp_path / "other", here.root / "real") == "damaged"
 
 
 def test_into_the_store_itself(here: Here) -> None:

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from cachekit.errors import TargetNotWritable
+from cachekit.init.apply import write
 from cachekit.init.known import snippet, tools
 from cachekit.init.look import MAX_DEPTH
-from cachekit.init.model import CIS
+from cachekit.init.model import CIS, FileChange
+from tests.support import filesystems
 from tests.support.capabilities import requires
 from tests.support.cli import Cli
 from tests.support.in_process import Here
@@ -385,3 +388,24 @@ def test_without_permission(open_path: Path, nobody_cli: Cli) -> None:
     assert [cache["name"] for cache in report["caches"]] == ["npm"]
     done = nobody_cli("init", "--yes", cwd=root).expect(8)
     assert "cachekit.toml" in done.stderr
+
+
+@requires("tmpfs")
+def test_a_full_disk(here: Here) -> None:
+    """Without room nothing is half written: exit 5, and a configuration that was there is as it was."""
+    with filesystems.tmpfs(1 << 20) as disk:
+        made(disk.path, {"package-lock.json": "", "cachekit.toml": "# mine\n" * 1000})
+        disk.fill(0)
+        before = sorted(os.listdir(disk.path))
+        here("init", "--yes", "--root", str(disk.path)).expect(5)
+        assert sorted(os.listdir(disk.path)) == before
+        assert (disk.path / "cachekit.toml").read_text() == "# mine\n" * 1000
+
+
+def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
+    """What was changed since the diff was made is not written over."""
+    made(tmp_path, {"cachekit.toml": "# changed"})
+    for old in (None, "# as it was"):
+        with pytest.raises(TargetNotWritable):
+            write(str(tmp_path), [FileChange("cachekit.toml", old, "new")])
+    assert (tmp_path / "cachekit.toml").read_text() == "# changed"
