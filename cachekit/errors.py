@@ -11,6 +11,7 @@
     │   ├── Damaged                 4   damaged
     │   ├── Forged                  4   forged
     │   ├── Unsafe                  4   unsafe
+    │   ├── Unsealed                4   unsealed
     │   ├── Unsupported             4   unsupported
     │   └── Untrusted               4   untrusted
     ├── NoSpace                     5   no-space
@@ -31,6 +32,7 @@
     │       ├── Unreadable          9   unreadable
     │       ├── StoreUntrusted      9   store-untrusted
     │       └── StoreReadOnly       9   store-read-only
+    ├── RefusedToRun              121   refused-to-run
     ├── LockBusy                  122   lock-busy
     ├── NotRun                    125   not-run
     │   └── LockLost              125   lock-lost
@@ -69,6 +71,7 @@ __all__ = [
     "NothingMatched",
     "PlanInvalid",
     "Refused",
+    "RefusedToRun",
     "SourceChanged",
     "SourceOrTargetRefused",
     "SourceUnreadable",
@@ -81,6 +84,7 @@ __all__ = [
     "UnfinishedTarget",
     "Unreadable",
     "Unsafe",
+    "Unsealed",
     "Unsupported",
     "Untrusted",
 ]
@@ -207,6 +211,12 @@ class Unsupported(Refused):
     id = "unsupported"
     meaning = "The archive needs a newer cachekit."
     default_hint = "upgrade cachekit, or save the entry again with this version"
+
+
+class Unsealed(Refused):
+    id = "unsealed"
+    meaning = "Nothing tells whether the file is whole: it has no manifest, and its format promises nothing."
+    default_hint = "seal it when it is made: cachekit seal FILE"
 
 
 class Forged(Refused):
@@ -354,6 +364,15 @@ class NotRun(CachekitError):
     id = "not-run"
     exit_code = 125
     meaning = "A command that runs another one (`lock run`) failed itself; the other one was not run."
+
+
+class RefusedToRun(CachekitError):
+    """``refused`` (in fields) is the id of why."""
+
+    id = "refused-to-run"
+    exit_code = 121
+    meaning = "A file was refused (`guard`); the command was not run."
+    default_hint = "make the file again"
 
 
 class LockBusy(CachekitError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -16,15 +15,14 @@ from cachekit.cache.config.model import Cache
 from cachekit.cache.keys.template import parse_template, placeholders_in
 from cachekit.cache.keys.values import Surroundings, expand
 from cachekit.cli.options import parse_directory, parse_text
-from cachekit.cli.outputs import annotate
-from cachekit.cli.render import error_lines, to_json
+from cachekit.cli.outputs import error_told
+from cachekit.cli.render import to_json
 from cachekit.cli.settings import Settings
 from cachekit.errors import CachekitError, Interrupted, InvalidRequest
 
 __all__ = ["Asked", "Resolved", "Result", "asked_options", "restore_key_option", "run_each"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-_SOFT = range(4, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +184,9 @@ def run_each(
         except CachekitError as error:
             if not asked.several:
                 raise
-            result = Result({"error": error.as_dict()}, _tell(name, error), failed(cache) if failed else {})
+            result = Result(
+                {"error": error.as_dict()}, error_told(name, error), failed(cache) if failed else {}
+            )
         results.append({"cache": name, **result.report} if cache else result.report)
         outputs.append((name, result.outputs))
         worst = max(worst, result.code)
@@ -194,15 +194,3 @@ def run_each(
         click.echo(to_json(results if asked.several else results[0]))
         click.get_current_context().find_root().ensure_object(dict)["answered"] = True
     return worst, outputs
-
-
-def _tell(name: str, error: CachekitError) -> int:
-    """Tell of one cache's failure as ``cli.main`` tells of a command's; return its exit code."""
-    told = click.get_current_context().find_root().ensure_object(dict)
-    soft = bool(told.get("soft-fail")) and error.exit_code in _SOFT
-    lines = error_lines(error)
-    lines[0] = f"{name}: {lines[0]}"
-    kind = "warning" if soft else "error"
-    sys.stderr.write(f"cachekit: {kind}: " + "\n".join(lines) + "\n")
-    annotate(kind, lines)
-    return 0 if soft else error.exit_code

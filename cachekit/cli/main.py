@@ -24,6 +24,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "restore": ("cachekit.cli.restore", "restore", "Restore the entry of a key, or of a restore key."),
     "image": ("cachekit.cli.image", "image", "Save Docker images under a key, and load them again."),
     "verify": ("cachekit.cli.verify", "verify", "Check entries or archive files, as deep as you like."),
+    "seal": ("cachekit.cli.files", "seal", "Write a manifest beside files, so that they can be checked."),
+    "check": (
+        "cachekit.cli.files",
+        "check",
+        "Check files: by their manifests, or for what their format promises.",
+    ),
+    "guard": ("cachekit.cli.files", "guard", "Check files, then run a command."),
     "explain": ("cachekit.cli.explain", "explain", "Say which entry a restore would use, and why."),
     "ls": ("cachekit.cli.listing", "ls", "List the entries of the store."),
     "show": ("cachekit.cli.listing", "show", "Show what an entry holds."),

@@ -6,10 +6,15 @@ import os
 import sys
 from collections.abc import Mapping
 
-from cachekit.cli.render import printable
-from cachekit.errors import InvalidRequest
+import click
 
-__all__ = ["annotate", "check_dotenv", "warn", "write_outputs", "write_summary"]
+from cachekit.cli.render import error_lines, printable
+from cachekit.errors import CachekitError, InvalidRequest
+
+__all__ = ["annotate", "check_dotenv", "error_told", "warn", "write_outputs", "write_summary"]
+
+#: The codes that --soft-fail turns into 0.
+_SOFT = range(4, 10)
 
 
 def check_dotenv(path: str | None) -> None:
@@ -81,3 +86,15 @@ def annotate(kind: str, lines: list[str]) -> None:
         escaped = "%0A".join(line.strip().replace("%", "%25") for line in lines)
         sys.stderr.write(f"::{kind} title=cachekit::{escaped}\n")
         sys.stderr.flush()
+
+
+def error_told(name: str, error: CachekitError) -> int:
+    """Tell of one failure among several as ``cli.main`` tells of a command's; return its exit code."""
+    told = click.get_current_context().find_root().ensure_object(dict)
+    soft = bool(told.get("soft-fail")) and error.exit_code in _SOFT
+    lines = error_lines(error)
+    lines[0] = f"{name}: {lines[0]}"
+    kind = "warning" if soft else "error"
+    sys.stderr.write(f"cachekit: {kind}: " + "\n".join(lines) + "\n")
+    annotate(kind, lines)
+    return 0 if soft else error.exit_code

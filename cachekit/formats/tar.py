@@ -11,7 +11,7 @@ from typing import Literal, NoReturn, Protocol
 
 from cachekit.errors import Damaged
 
-__all__ = ["Kind", "Source", "TarMember", "TarReader"]
+__all__ = ["Kind", "Source", "TarMember", "TarReader", "is_header"]
 
 Kind = Literal["file", "directory", "symlink", "hardlink", "other"]
 
@@ -80,9 +80,10 @@ class TarReader:
                     self._wrong("a tar archive ends between a long name and its member", at)
                 self._end(at)
                 return None
+            if not is_header(block):
+                self._wrong("a tar header's checksum is wrong" if at else "this is no tar archive", at)
             flag = block[156:157]
             size = self._number(block, 124, 12, at)
-            _check_sum(self, block, at)
             if flag not in {_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL}:
                 break
             if size > _LONGEST:
@@ -220,9 +221,10 @@ class TarReader:
         raise Damaged(message, rung="structure", offset=at)
 
 
-def _check_sum(reader: TarReader, block: bytes, at: int) -> None:
-    stated = reader._number(block, 148, 8, at)  # noqa: SLF001 - one thing in two functions
+def is_header(block: bytes) -> bool:
+    """Return True if 512 bytes are a tar header, by their checksum (signed or not: old writers differed)."""
+    field = block[148:156].strip(b" \0")
+    if not field or len(field) > 8 or field.strip(b"01234567"):
+        return False
     rest = block[:148] + b" " * 8 + block[156:]
-    signed = sum(byte - 256 if byte > 127 else byte for byte in rest)
-    if stated not in {sum(rest), signed}:
-        reader._wrong("a tar header's checksum is wrong", at)  # noqa: SLF001
+    return int(field, 8) in {sum(rest), sum(byte - 256 if byte > 127 else byte for byte in rest)}

@@ -62,9 +62,13 @@ class ArchiveImage:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveContents:
-    """The whole images, and what is wrong: a sentence for each fault. ``kind``: docker-archive or oci-archive."""
+    """The whole images, and what is wrong: a sentence for each fault.
+
+    ``kind``: docker-archive or oci-archive; ``documents``: manifest.json or index.json is there.
+    """
 
     kind: str
+    documents: bool
     images: tuple[ArchiveImage, ...]
     faults: tuple[str, ...]
 
@@ -152,7 +156,8 @@ class Inventory:
         for name in requested:
             if name not in there:
                 self._fault(f"the image {name!r} is not in it")
-        return ArchiveContents("docker-archive" if docker else "oci-archive", images, tuple(self._faults))
+        kind = "docker-archive" if docker else "oci-archive"
+        return ArchiveContents(kind, layout or docker, images, tuple(self._faults))
 
     def _fault(self, text: str) -> None:
         self._faults[text] = None

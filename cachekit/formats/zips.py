@@ -1,0 +1,76 @@
+"""Zip files: the central directory, every member's CRC, and nothing that it does not explain (APPNOTE 6.3.10)."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from cachekit.errors import Damaged, Unsupported
+
+__all__ = ["ZipSummary", "check_zip"]
+
+_PIECE = 1 << 20
+#: The end record without its comment.
+_END = 22
+_SIGNATURE = b"PK\x05\x06"
+_ENCRYPTED = 1
+_LOCAL_HEADER = 30
+
+
+@dataclass(frozen=True, slots=True)
+class ZipSummary:
+    """How many members there are, the bytes in them, and how many are encrypted: their contents are unchecked."""
+
+    members: int
+    content_bytes: int
+    encrypted: int
+
+
+def check_zip(file: BinaryIO) -> ZipSummary:
+    """Read a whole zip file. Raises Damaged, Unsupported for a method of compression that Python does not have."""
+    size = os.fstat(file.fileno()).st_size
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return _checked(archive, file, size)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise Damaged(f"the zip file is damaged: {error}", rung="structure", found=size) from None
+    except (NotImplementedError, RuntimeError) as error:
+        raise Unsupported(f"the zip file cannot be checked here: {error}", rung="structure") from None
+
+
+def _checked(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> ZipSummary:
+    members = archive.infolist()
+    end = archive.start_dir
+    if not members and size != _END + len(archive.comment):
+        raise Damaged("the zip file has no members, and something else", rung="structure", found=size)
+    content = encrypted = position = 0
+    for info in sorted(members, key=lambda one: one.header_offset):
+        # zipfile moves all offsets by what lies before the archive: a program in front is something that it hides.
+        if info.header_offset < position:
+            raise Damaged("two members of the zip file overlap", path=info.filename, rung="structure")
+        if info.header_offset > position and not position:
+            raise Damaged(
+                "something lies before the first member of the zip file", rung="structure", offset=0
+            )
+        position = info.header_offset + _LOCAL_HEADER + info.compress_size
+        if position > end:
+            raise Damaged("a member of the zip file is cut", path=info.filename, rung="structure")
+        if info.flag_bits & _ENCRYPTED:
+            encrypted += 1
+            continue
+        with archive.open(info) as member:
+            while data := member.read(_PIECE):
+                content += len(data)
+        if content > 1 << 62:
+            raise Damaged("the zip file holds more than there is", rung="structure")
+    # zipfile looks for the end record wherever it may be.
+    last = size - _END - len(archive.comment)
+    file.seek(max(0, last))
+    if last < end or file.read(len(_SIGNATURE)) != _SIGNATURE:
+        raise Damaged("something follows the end of the zip file", rung="structure", offset=last)
+    return ZipSummary(len(members), content, encrypted)

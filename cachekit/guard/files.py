@@ -1,0 +1,247 @@
+"""Seal files that nobody saved with cachekit, and check them, with a manifest beside them or without."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from cachekit.errors import (
+    CachekitError,
+    Damaged,
+    NothingMatched,
+    SourceChanged,
+    SourceUnreadable,
+    TargetNotWritable,
+    Unreadable,
+    Unsealed,
+)
+from cachekit.guard.inspect import Findings, Progress, digest_of, inspect
+from cachekit.guard.manifest import MAX_BYTES, SUFFIX, FileSeal, decode, encode
+from cachekit.system.clock import host_name, now_ns
+from cachekit.system.files import open_directory
+from cachekit.system.publish import TempFile
+from cachekit.trust import ANYONE, Trust
+
+__all__ = ["FileReport", "check_file", "checked_file", "seal_file"]
+
+_MAKE_AGAIN = "make it again: nothing can be done with the rest"
+
+
+@dataclass(slots=True)
+class FileReport:
+    """What was found of a file: ``verdict`` is ok, sealed, or why it is refused; ``sealed``: a manifest vouches for it.
+
+    ``size`` in bytes, as it is now.
+    """
+
+    path: str
+    verdict: str = "ok"
+    size: int = 0
+    sha256: str = ""
+    kind: str = "unknown"
+    structure: dict[str, object] = field(default_factory=dict)
+    sealed: bool = False
+    manifest: str | None = None
+    error: dict[str, object] | None = None
+    seconds: float = 0.0
+
+
+def seal_file(path: str, *, trust: Trust = ANYONE, progress: Progress | None = None) -> FileReport:
+    """Write the manifest of a file beside it, atomically and durably, over an older one.
+
+    A file that is not whole as its format promises is not sealed; one of a format that promises nothing is, by size and
+    sha256. Raises Damaged, Unsupported, NothingMatched, SourceUnreadable, SourceChanged, TargetNotWritable.
+    """
+    begin = time.perf_counter()
+    trust.require_signer()
+    with _opened(path) as file:
+        before = os.fstat(file.fileno())
+        found = inspect(file, progress)
+        _require_same(path, before, os.fstat(file.fileno()), found.size)
+    if found.problem is not None:
+        raise _about(found.problem, path)
+    seal = FileSeal(found.size, found.sha256, found.kind, found.structure, now_ns(), host_name())
+    _publish(path + SUFFIX, encode(seal, trust))
+    report = _report(path, found)
+    report.verdict, report.sealed, report.manifest = "sealed", True, path + SUFFIX
+    report.seconds = time.perf_counter() - begin
+    return report
+
+
+def check_file(
+    path: str,
+    *,
+    trust: Trust = ANYONE,
+    require_seal: bool = False,
+    deep: bool = False,
+    progress: Progress | None = None,
+) -> FileReport:
+    """Check a file against its manifest, or without one for what its format promises. Raises as ``checked_file``."""
+    with checked_file(path, trust=trust, require_seal=require_seal, deep=deep, progress=progress) as (
+        _,
+        report,
+    ):
+        return report
+
+
+@contextlib.contextmanager
+def checked_file(
+    path: str,
+    *,
+    trust: Trust = ANYONE,
+    require_seal: bool = False,
+    deep: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[tuple[BinaryIO, FileReport]]:
+    """Check a file, and give it open at its beginning: the very file that was checked, whatever has its name by then.
+
+    With a manifest: size and sha256, and with ``deep`` what the format promises as well. Without: what the format
+    promises; Unsealed if that is nothing, with ``require_seal`` or a ``trust`` that asks for signatures in any case.
+
+    Raises Damaged, Unsupported, Unsealed, Forged, Untrusted, NothingMatched, SourceUnreadable, SourceChanged.
+    """
+    begin = time.perf_counter()
+    seal = _manifest(path, trust)
+    if seal is None and (require_seal or trust.required):
+        raise Unsealed("the file has no manifest, and one is required", path=path, expected=path + SUFFIX)
+    with _opened(path) as file:
+        before = os.fstat(file.fileno())
+        if seal is None or deep or before.st_size != seal.size:
+            found = inspect(file, progress)
+        else:
+            size, digest = digest_of(file, progress)
+            found = Findings(size, digest, seal.kind, dict(seal.structure))
+        _require_same(path, before, os.fstat(file.fileno()), found.size)
+        if seal is not None:
+            _compare(path, seal, found)
+        if found.problem is not None:
+            raise _about(found.problem, path)
+        if seal is None and found.kind == "unknown":
+            raise Unsealed(
+                "the file is of no format that tells whether it is whole, and it is not sealed", path=path
+            )
+        report = _report(path, found)
+        report.sealed = seal is not None
+        report.manifest = path + SUFFIX if seal is not None else None
+        report.seconds = time.perf_counter() - begin
+        file.seek(0)
+        yield file, report
+
+
+def _compare(path: str, seal: FileSeal, found: Findings) -> None:
+    if found.size != seal.size:
+        missing = seal.size - found.size
+        what = f"{missing} bytes are missing" if missing > 0 else f"{-missing} bytes are too many"
+        why = f"; {found.problem}" if found.problem is not None else ""
+        raise Damaged(
+            f"the file ends at byte {found.size}, it was sealed with {seal.size}: {what}{why}",
+            path=path,
+            rung="seal",
+            expected=seal.size,
+            found=found.size,
+            hint=_MAKE_AGAIN,
+        )
+    if found.sha256 != seal.sha256:
+        raise Damaged(
+            "the file has its size, and other bytes than when it was sealed",
+            path=path,
+            rung="seal",
+            expected=seal.sha256,
+            found=found.sha256,
+            hint=_MAKE_AGAIN,
+        )
+
+
+def _report(path: str, found: Findings) -> FileReport:
+    return FileReport(path, "ok", found.size, found.sha256, found.kind, found.structure)
+
+
+def _about(error: CachekitError, path: str) -> CachekitError:
+    """Say which file a refusal is about; a member that it named goes into its sentence."""
+    if error.path is not None:
+        member = os.fsdecode(error.path)
+        error.message += f": {member!r}"
+    error.path = path
+    if isinstance(error, Damaged):
+        error.hint = _MAKE_AGAIN
+    return error
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """Open a regular file, following links: people name files. Raises NothingMatched, SourceUnreadable."""
+    try:
+        # O_NONBLOCK: a fifo must not make us wait.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise NothingMatched(
+            "there is no such file", path=path, hint="did the step that makes it run, and end well?"
+        ) from None
+    except OSError as error:
+        raise SourceUnreadable(f"cannot open the file: {error.strerror}", path=path, hint="") from None
+    with open(fd, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise SourceUnreadable("this is no regular file", path=path, hint="name a file")
+        try:
+            yield file
+        except OSError as error:
+            raise Unreadable(f"cannot read the file: {error.strerror}", path=path) from None
+
+
+def _require_same(path: str, before: os.stat_result, after: os.stat_result, size: int) -> None:
+    same = (before.st_size, before.st_mtime_ns, before.st_ctime_ns) == (
+        after.st_size,
+        after.st_mtime_ns,
+        after.st_ctime_ns,
+    )
+    if not same or size != after.st_size:
+        raise SourceChanged(
+            "the file changed while it was read", path=path, hint="seal or check it when its writer has ended"
+        )
+
+
+def _manifest(path: str, trust: Trust) -> FileSeal | None:
+    """Return what the file's manifest says, None if there is none. Raises Damaged, Unreadable and of ``trust``."""
+    place = path + SUFFIX
+    try:
+        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Unreadable(f"cannot open the manifest: {error.strerror}", path=place, hint="") from None
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Damaged("the manifest is no regular file", path=place, rung="seal")
+        data = file.read(MAX_BYTES + 1)
+    try:
+        if len(data) > MAX_BYTES:
+            raise Damaged("the manifest is longer than one can be", rung="seal")
+        return decode(data, trust)
+    except CachekitError as error:
+        error.path = place
+        raise
+
+
+def _publish(place: str, data: bytes) -> None:
+    directory, name = os.path.split(place)
+    try:
+        fd = open_directory(os.fsencode(directory or "."), follow=True)
+        try:
+            with TempFile(fd, f".{name}") as temp:
+                os.fchmod(temp.fd, 0o644)
+                temp.write(data, 0)
+                temp.finish(len(data))
+                temp.publish(name, fd, replace=True)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise TargetNotWritable(
+            f"the manifest cannot be written: {error.strerror}",
+            path=place,
+            hint="seal where the job may write; the file itself is as it was",
+        ) from None

@@ -1,0 +1,208 @@
+"""One pass over a file: its size and sha256, what it is, and whether it is whole as far as its format promises that."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from cachekit.errors import CachekitError, Damaged
+from cachekit.formats.detect import HEAD_BYTES, detect
+from cachekit.formats.packed import PACKED, unpacked
+from cachekit.formats.tar import Source, TarReader
+from cachekit.formats.zips import check_zip
+from cachekit.oci.docker import Inventory
+
+__all__ = ["Findings", "Progress", "digest_of", "inspect"]
+
+#: Called now and then with (bytes read, bytes in all).
+Progress = Callable[[int, int], None]
+
+_PIECE = 1 << 20
+#: How the first member of an archive of images is called, in each layout that there is.
+_IMAGE_NAMES = (b"blobs", b"oci-layout", b"index.json", b"manifest.json", b"repositories")
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a file is. ``sha256`` in hex, of all its bytes; ``problem`` is why it is not whole, None if it is.
+
+    ``kind``: tar, zip, gzip, zstd, xz, bzip2, docker-archive, oci-archive, ``tar in gzip`` and so on, or unknown.
+    ``structure``: what is in it, as plain values.
+    """
+
+    size: int
+    sha256: str = ""
+    kind: str = "unknown"
+    structure: dict[str, object] = field(default_factory=dict)
+    problem: CachekitError | None = None
+
+
+class _Hashing:
+    """A file as a source; what is read is hashed and counted."""
+
+    def __init__(self, file: BinaryIO, size: int, progress: Progress | None) -> None:
+        self._file, self._size, self._progress = file, size, progress
+        self._digest = hashlib.sha256()
+        self.read = 0
+
+    def readinto(self, buffer: memoryview) -> int:
+        count: int = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        self._digest.update(buffer[:count])
+        self.read += count
+        if self._progress is not None:
+            self._progress(self.read, self._size)
+        return count
+
+    def finish(self) -> str:
+        """Read what is left; return the digest of all."""
+        scratch = memoryview(bytearray(_PIECE))
+        while self.readinto(scratch):
+            pass
+        return self._digest.hexdigest()
+
+
+class _Peeked:
+    """A source whose first bytes were looked at."""
+
+    def __init__(self, source: Source, head: bytes) -> None:
+        self._source, self._head = source, head
+
+    def readinto(self, buffer: memoryview) -> int:
+        if self._head:
+            count = min(len(buffer), len(self._head))
+            buffer[:count] = self._head[:count]
+            self._head = self._head[count:]
+            return count
+        return self._source.readinto(buffer)
+
+
+def digest_of(file: BinaryIO, progress: Progress | None = None) -> tuple[int, str]:
+    """Return how many bytes are in an unbuffered file, and their sha256 in hex."""
+    source = _Hashing(file, os.fstat(file.fileno()).st_size, progress)
+    digest = source.finish()
+    return source.read, digest
+
+
+def inspect(file: BinaryIO, progress: Progress | None = None) -> Findings:
+    """Read an unbuffered file once, from its beginning to its end, whatever is wrong with it. Raises OSError."""
+    source = _Hashing(file, os.fstat(file.fileno()).st_size, progress)
+    findings = Findings(0)
+    try:
+        _look(source, file, findings)
+    except CachekitError as error:
+        findings.problem = error
+    findings.sha256 = source.finish()
+    findings.size = source.read
+    return findings
+
+
+def _look(source: _Hashing, file: BinaryIO, findings: Findings) -> None:
+    head = _head(source)
+    kind = detect(head)
+    if kind == "empty":
+        findings.kind = "empty"
+        raise Damaged("the file is empty", rung="structure", found=0)
+    findings.kind = kind
+    if kind == "zip":
+        source.finish()
+        file.seek(0)
+        # zipfile reads where the directory says, not from the beginning to the end: a second reader, as it were.
+        with io.BufferedReader(open(os.dup(file.fileno()), "rb", buffering=0)) as again:
+            summary = check_zip(again)
+        findings.structure = {
+            "members": summary.members,
+            "content_bytes": summary.content_bytes,
+            "encrypted": summary.encrypted,
+        }
+        return
+    content: Source = _Peeked(source, head)
+    if kind in PACKED:
+        inner = unpacked(content, kind)
+        head = _head(inner)
+        content = _Peeked(inner, head)
+        if detect(head) != "tar":
+            drain(content)
+            findings.structure = {"content_bytes": inner.offset, "streams": inner.streams}
+            return
+    if kind in PACKED or kind == "tar":
+        _look_at_tar(content, findings, "" if kind == "tar" else f" in {kind}")
+
+
+def _head(source: Source) -> bytes:
+    """Return the first bytes of a source, as many as tell what it is."""
+    buffer = bytearray(HEAD_BYTES)
+    done = 0
+    while done < HEAD_BYTES and (count := source.readinto(memoryview(buffer)[done:])):
+        done += count
+    return bytes(buffer[:done])
+
+
+def drain(source: Source) -> None:
+    """Read a source to its end, for what it finds wrong."""
+    scratch = memoryview(bytearray(_PIECE))
+    while source.readinto(scratch):
+        pass
+
+
+def _look_at_tar(source: Source, findings: Findings, inside: str) -> None:
+    findings.kind = f"tar{inside}"
+    reader = TarReader(source)
+    inventory: Inventory | None = None
+    members = content = 0
+    scratch = memoryview(bytearray(_PIECE))
+    while (member := reader.next()) is not None:
+        name = member.name.removeprefix(b"./")
+        if not content and inventory is None and _of_images(name):
+            inventory = Inventory()
+        members += 1
+        content += member.size if member.kind == "file" else 0
+        if inventory is None:
+            continue
+        digest = hashlib.sha256()
+        keep = member.kind == "file" and inventory.wants(name, member.size)
+        document = bytearray()
+        while count := reader.readinto(scratch):
+            digest.update(scratch[:count])
+            if keep:
+                document += scratch[:count]
+        sha256 = digest.hexdigest() if member.kind == "file" else ""
+        kept = bytes(document) if keep else None
+        inventory.add(name, member.kind, member.size, sha256, member.link, kept)
+    findings.structure = {"members": members, "content_bytes": content}
+    drain(source)  # what lies behind the tar, in the file that holds it
+    if inventory is not None:
+        _look_at_images(inventory, findings, inside)
+
+
+def _look_at_images(inventory: Inventory, findings: Findings, inside: str) -> None:
+    found = inventory.contents()
+    if not (found.images or found.documents):
+        return  # a tar of something else, with a name or two that images have as well
+    findings.kind = found.kind + inside
+    findings.structure["images"] = [
+        {
+            "names": list(image.names),
+            "id": image.config,
+            "platform": image.platform,
+            "layers": len(image.layers),
+        }
+        for image in found.images
+    ]
+    if found.faults:
+        more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
+        raise Damaged(
+            f"the archive of images is not whole: {found.faults[0]}{more}",
+            rung="structure",
+            faults=list(found.faults),
+        )
+
+
+def _of_images(name: bytes) -> bool:
+    """Return True if an archive of images may begin with this name."""
+    first = name.split(b"/", 1)[0]
+    stem = first.removesuffix(b".json").removesuffix(b".tar")
+    return first in _IMAGE_NAMES or (len(stem) == 64 and not stem.strip(b"0123456789abcdef"))
