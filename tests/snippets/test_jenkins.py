@@ -126,7 +126,9 @@ def test_the_tests_of_two_builds_take_turns(agent: Agent, tmp_path: Path) -> Non
     assert other != command
 
     def waits() -> bool:
-        listing = agent.machine.run("cachekit", "lock", "ls", "--json", env=variables, cwd=agent.checkout)
+        listing = agent.machine.run(
+            "cachekit", "lock", "ls", "--dir", agent.machine.home, "--json", env=variables, cwd=agent.checkout
+        )
         return any(lock["waiters"] for lock in listing.expect().json())
 
     agent.step("npm ci --no-audit --no-fund").expect()
