@@ -24,6 +24,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "restore": ("cachekit.cli.restore", "restore", "Restore the entry of a key, or of a restore key."),
     "image": ("cachekit.cli.image", "image", "Save Docker images under a key, and load them again."),
     "verify": ("cachekit.cli.verify", "verify", "Check entries or archive files, as deep as you like."),
+    "oci": (
+        "cachekit.cli.oci",
+        "oci",
+        "Verify, lock and collect OCI layouts, such as BuildKit's local cache.",
+    ),
     "seal": ("cachekit.cli.files", "seal", "Write a manifest beside files, so that they can be checked."),
     "check": (
         "cachekit.cli.files",
