@@ -6,7 +6,7 @@
 set -euo pipefail
 
 if found=$(command -v cachekit); then
-    dirname "$found"
+    dirname "$found" | tee -a "${GITHUB_PATH:-/dev/null}" # a later step could change PATH
     exit 0
 fi
 
@@ -45,7 +45,8 @@ if [ ! -x "$place/command/cachekit" ]; then
     "$python" -m venv "$making" >&2
     "$making/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
         --require-hashes --only-binary :all: -r "$here/requirements.txt" >&2
-    cp -R "$checkout/cachekit" "$("$making/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+    packages=$("$making/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    cp -R "$checkout/cachekit" "$packages"
     # A directory with the command alone: PATH gets no second Python.
     mkdir "$making/command"
     printf '#!/bin/sh\nexec "%s/bin/python" -I -m cachekit "$@"\n' "$place" >"$making/command/cachekit"

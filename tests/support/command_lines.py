@@ -22,8 +22,8 @@ from tests.support.shell import MANY, SOME, simple_commands
 
 #: Commands that have the word cachekit as an argument, and do not run it.
 _ONLY_NAMES = frozenset(
-    "[ [[ apt-get cat cd chmod chown command cp curl echo export find git grep hash id install ln ls mkdir mv pip pip3 pipx "
-    "printf rm set systemctl tar test type useradd uv which".split()
+    "[ [[ apt-get cat cd chmod chown command cp curl echo export find git grep hash id install ln ls mkdir mv pip pip3 "
+    "pipx printf rm set systemctl tar test type useradd uv which".split()
 )
 _METAVARIABLE = re.compile(r"[A-Z][A-Z0-9_]*(\.\.\.)?|\.\.\.|…")
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")

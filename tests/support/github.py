@@ -7,16 +7,19 @@ working tree of its own.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+import tarfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+import zstandard
 
 from tests.support import tools
 from tests.support.ordinary_user import PROJECT
@@ -99,6 +102,7 @@ class Runner:
 
     base: Path
     variables: dict[str, str] = field(default_factory=dict)
+    runs: int = 0
 
     def __post_init__(self) -> None:
         for folder in (self.repository, self.base / "bin", self.base / "home/tmp", self.base / "home/run"):
@@ -106,6 +110,9 @@ class Runner:
         command = self.base / "bin/cachekit"
         command.write_text(f'#!/bin/sh\nPYTHONPATH="{PROJECT}" exec "{sys.executable}" -m cachekit "$@"\n')
         command.chmod(0o755)
+        # The jobs of GitHub's own runners may call sudo without a password; here they are what the tests are.
+        (self.base / "bin/sudo").write_text('#!/bin/sh\n[ "$1" = -E ] && shift\nexec "$@"\n')
+        (self.base / "bin/sudo").chmod(0o755)
         left_out = shutil.ignore_patterns("__pycache__")
         for part in ("cachekit", "ci-snippets"):
             shutil.copytree(PROJECT / part, self.base / "actions" / part, ignore=left_out)
@@ -149,6 +156,15 @@ class Runner:
         (self.repository / "package.json").write_text(json.dumps(package))
         self._call("npm", "install", "--package-lock-only", "--no-audit", "--no-fund", "--loglevel=error")
 
+    def make_image_project(self) -> None:
+        """Fill the repository with an image that is built without a network."""
+        folder = self.repository / "docker"
+        folder.mkdir()
+        shutil.copy("/bin/busybox", folder)
+        (folder / "Dockerfile").write_text(
+            'FROM scratch\nCOPY busybox /bin/busybox\nCMD ["/bin/busybox", "echo", "the image ran"]\n'
+        )
+
     def commit(self) -> None:
         """Commit what is in the repository."""
         if not (self.repository / ".git").exists():
@@ -175,7 +191,8 @@ class Runner:
             if name in {"OWNER/cachekit", "actions/cache"}:
                 copy = self.base / ("actions" if name == "OWNER/cachekit" else "actions-cache")
                 arguments += ["--local-repository", f"{name}@{commit}={copy}"]
-        for name, value in self.variables.items():
+        self.runs += 1  # each has a number of its own, as on GitHub
+        for name, value in {"GITHUB_RUN_ID": str(self.runs), **self.variables}.items():
             arguments += ["--env", f"{name}={value}"]
         return Log(
             run(
@@ -185,6 +202,22 @@ class Runner:
                 seconds=tools.SECONDS,
             )
         )
+
+    def change_carried(self, change: Callable[[str, bytes], bytes]) -> None:
+        """Change what the cache server carries: `change` gets each file's name and content in the newest archive."""
+        newest = max(
+            (self.base / "carried/cache").rglob("*"),
+            key=lambda path: (path.is_file(), path.stat().st_mtime_ns),
+        )
+        plain = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(newest.read_bytes())).read()
+        made = io.BytesIO()
+        with tarfile.open(fileobj=io.BytesIO(plain)) as old, tarfile.open(fileobj=made, mode="w") as new:
+            for member in old:
+                file = old.extractfile(member) if member.isfile() else None
+                content = change(member.name, file.read()) if file else b""
+                member.size = len(content)
+                new.addfile(member, io.BytesIO(content))
+        newest.write_bytes(zstandard.ZstdCompressor().compress(made.getvalue()))
 
     def new_machine(self) -> None:
         """Make the runner one that was never there: what is not carried is gone."""
