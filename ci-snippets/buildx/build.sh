@@ -16,9 +16,13 @@ key=$(cachekit key 'buildx-{arch}-{hash:Dockerfile,package-lock.json}')
 if [ "${1-}" != --locked ]; then
     mkdir -p "$cache"
     cachekit oci lock "$cache" --timeout 30m -- sh "$0" --locked "$@"
-    # BuildKit adds to the directory with each build, and never removes anything.
-    cachekit oci gc "$cache" --max-size 10G --soft-fail
-    cachekit save --key "$key" --kind oci --soft-fail "$cache"
+    # BuildKit adds to the directory with each build, and never removes anything. What is saved is a cache that works,
+    # not one that a full disk has left unfinished. The image is good whatever becomes of the cache.
+    if cachekit oci gc "$cache" --max-size 10G && cachekit oci verify "$cache"; then
+        cachekit save --key "$key" --soft-fail "$cache"
+    else
+        echo "warning: the build cache was not saved" >&2
+    fi
     exit
 fi
 shift
@@ -26,8 +30,8 @@ shift
 # On a machine that keeps its disk, the cache is there from the build before. None makes a build slow, one damaged layer
 # in it makes the build fail: so it is read through first, and what is damaged is replaced.
 if ! [ -e "$cache/index.json" ] || ! cachekit oci verify "$cache"; then
-    find "$cache" -mindepth 1 ! -path '*/.cachekit-locks*' -delete
-    cachekit restore --key "$key" --restore-key 'buildx-' --kind oci --soft-fail --merge "$cache"
+    rm -rf "$cache/index.json" "$cache/oci-layout" "$cache/blobs" "$cache/ingest" # and nothing else, whatever $cache is
+    cachekit restore --key "$key" --restore-key 'buildx-' --soft-fail --merge "$cache"
 fi
 
 docker buildx inspect "$BUILDX_BUILDER" >/dev/null 2>&1 ||

@@ -139,11 +139,13 @@ def test_three_builds(machine: Machine) -> None:
 def test_a_damaged_layer_on_a_machine_that_keeps_its_disk(machine: Machine) -> None:
     """A blob that the disk has lost bytes of would fail the build; the directory is restored instead."""
     machine.build()
+    (machine.cache / "notes").touch()
     largest = max((machine.cache / "blobs/sha256").iterdir(), key=lambda blob: blob.stat().st_size)
     largest.chmod(0o644)
     cut(largest)
     machine.forget()
     assert cached(machine.build())
+    assert (machine.cache / "notes").exists(), "what is not BuildKit's is not the script's to remove"
 
 
 def test_two_builds_at_once(machine: Machine) -> None:

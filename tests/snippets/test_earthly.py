@@ -90,9 +90,10 @@ def test_a_cancelled_job_stops_earthly(tmp_path: Path, job: dict[str, str]) -> N
     assert _log(tmp_path) == ["begin --ci +first"]
 
 
-def test_the_code_is_earthlys(job: dict[str, str]) -> None:
+def test_the_code_is_earthlys(tmp_path: Path, job: dict[str, str]) -> None:
     """A failed target fails the job; a machine without Earthly says so."""
-    run([SCRIPT, "+x"], env=job | {"EARTHLY_CODE": "6"}).expect(6)
+    run([SCRIPT, "+x", "--name=a  b"], env=job | {"EARTHLY_CODE": "6"}).expect(6)
+    assert _log(tmp_path)[0] == "begin --ci +x --name=a  b"
     Path(job["PATH"].partition(":")[0], "earthly").unlink()
     run([SCRIPT, "+x"], env=job | {"PATH": f"{job['PATH'].partition(':')[0]}:/usr/bin:/bin"}).expect(127)
 

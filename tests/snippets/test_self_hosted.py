@@ -37,7 +37,7 @@ OLD = {
 #: The rest is root's to remove.
 OF_THE_USER = {name for name in OLD if name.startswith(("home/", "tmp/"))}
 YOUNG = ("home/runner/actions-runner/bin.2.301.0/Runner", "home/runner/data", "home/runner/.ssh/id")
-PLACES = ("/home", "/opt", "/tmp", "/var/tmp", "/var/log", "/var/cache", "/var/lib")
+PLACES = ("/home", "/opt", "/tmp", "/var/tmp", "/var/log", "/var/cache", "/var/lib", "/run/lock")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class CiMachine:
         unit = Unit.read(SERVICE)
         (self.disk.path / "var/lib/cachekit").mkdir(exist_ok=True)
         named = {word.removeprefix("-") for word in unit.words("ReadWritePaths")} | {"/var/lib/cachekit"}
-        there = {path for path in named if (self.disk.path / path[1:]).exists()} | {"/run/lock"}
+        there = {path for path in named if (self.disk.path / path[1:]).exists()}
         machine = self.machine(unit.writable(there))
         return machine.run(*unit.drop, *unit.command, env=unit.environment, cwd=Path("/"))
 
@@ -121,6 +121,7 @@ def ci_machine(tmp_path: Path) -> Iterator[CiMachine]:
                 os.lchown(os.path.join(folder, name), NOBODY, NOBODY)
         os.chown(disk.path / "tmp/left-over", NOBODY, NOBODY)
         (disk.path / "tmp").chmod(0o1777)
+        (runner / "_work/shop").chmod(0o1777)
         (disk.path / "var/cache/cachekit").mkdir(mode=0o750)
         bin_ = tmp_path / "usr-local-bin"
         cachekit_in(bin_, days_later=30)
@@ -139,6 +140,9 @@ def test_the_service_can_remove_all_that_its_plan_names(ci_machine: CiMachine) -
     done = ci_machine.service().expect(7)
     assert ci_machine.old() == set(), done.stdout + done.stderr
     assert "blocked" not in done.stdout
+    assert any((ci_machine.disk.path / "var/lib/cachekit").iterdir()), "nothing is remembered"
+    [lock] = (ci_machine.disk.path / "run/lock").iterdir()
+    assert lock.stat().st_mode & 0o777 == 0o666, "hooks could not take the lock"
     for name in YOUNG:
         assert (ci_machine.disk.path / name).exists(), name
 
@@ -173,7 +177,7 @@ def test_the_sandbox_is_one(ci_machine: CiMachine) -> None:
     unit = Unit.read(SERVICE)
     (ci_machine.disk.path / "var/lib/cachekit").mkdir()
     machine = ci_machine.machine(
-        unit.writable({"/run/lock", "/tmp", "/var/tmp", "/home"} | {"/var/lib/cachekit"})
+        unit.writable({"/run/lock", "/tmp", "/var/tmp", "/home", "/var/lib/cachekit"})
     )
     for command in (
         "touch /usr/local/bin/x",
