@@ -50,6 +50,7 @@ def main() -> int:
         prog="dev.py", description="Try cachekit or check a change, from a bare checkout.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("setup", add_help=False, help="only make .venv with the developers' tools")
     commands.add_parser("demo", add_help=False, help="run `cachekit demo` (more arguments are handed to it)")
     commands.add_parser("test", add_help=False, help="run every check (more arguments are handed to pytest)")
     commands.add_parser("fix", add_help=False, help="let ruff repair and format what it can")
@@ -62,6 +63,8 @@ def main() -> int:
             prepare(dev=False)
             run_demo(rest)
         prepare(dev=True)
+        if args.command == "setup":
+            return 0
         return run_fix() if args.command == "fix" else run_checks(rest)
     except SetupError as error:
         print(f"dev.py: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -20,7 +20,9 @@ from cachekit.archive.read import Archive
 from cachekit.archive.record import Record
 from cachekit.archive.unpack import Destination, WriteOptions
 from cachekit.cache import inplace
+from cachekit.cache.config.model import Kind
 from cachekit.cache.delta import remember_restored
+from cachekit.cache.layouts import require_restored, require_staged
 from cachekit.cache.present import look, rows_of
 from cachekit.cache.select import attempt, choose_targets, elsewhere, names_to_try, status_without
 from cachekit.cache.space import require
@@ -53,7 +55,8 @@ class RestoreRequest:
     """What to restore, and how. ``paths`` empty means the entry's targets under the root.
 
     ``mode``: merge, replace, or in-place (file by file, where old and new do not fit beside each other; with
-    ``replace_extras`` files that are not in the entry are removed first).
+    ``replace_extras`` files that are not in the entry are removed first). With ``lookup_only`` no target is written: an
+    entry is found, its seal and index are checked, its frames are not read.
     """
 
     key: str
@@ -66,8 +69,11 @@ class RestoreRequest:
     all_targets: bool = False
     any_platform: bool = False
     durable: bool = False
+    #: "oci": the targets are OCI layouts, and are restored only if they are whole.
+    kind: Kind = "files"
     same_owner: bool = False
     keep_setuid: bool = False
+    lookup_only: bool = False
     min_free: int = 0
     lock_timeout: float = 60.0
     progress: Progress | None = None
@@ -153,6 +159,9 @@ def _restore(
         archive.members_checked = True
     check_archive(archive)
     report.phases["index"] = clock() - mark
+    if request.lookup_only:
+        _describe(report, archive, targets)
+        return
     with contextlib.ExitStack() as stack:
         for place in sorted(set(places.values())):
             stack.enter_context(target_lock(place, shared=False, timeout=request.lock_timeout))
@@ -162,16 +171,15 @@ def _restore(
         with _errors_of_target(places):
             if request.mode == "in-place":
                 _in_place(request, store, archive, roots, places, known, report)
+                if request.kind == "oci":
+                    for place in places.values():
+                        require_restored(place)
             else:
                 _staged(request, store, archive, roots, places, report)
         for recovered in pending:
             with contextlib.suppress(OSError):
                 drop(recovered.journal)
-    report.matched_key = seal.key
-    report.identity = seal.identity
-    report.targets = [str(target) for target in targets]
-    report.members, report.files = seal.members, seal.counts["files"] + seal.counts["hardlinks"]
-    report.content_bytes, report.archive_bytes = seal.content_bytes, archive.size
+    _describe(report, archive, targets)
     if not request.keep_setuid:
         cleared = sum(
             1
@@ -182,6 +190,15 @@ def _restore(
             report.warnings.append(
                 f"{cleared} files were restored without their setuid or setgid bit (--keep-setuid)"
             )
+
+
+def _describe(report: RestoreReport, archive: Archive, targets: Sequence[Target]) -> None:
+    seal = archive.seal
+    report.matched_key = seal.key
+    report.identity = seal.identity
+    report.targets = [str(target) for target in targets]
+    report.members, report.files = seal.members, seal.counts["files"] + seal.counts["hardlinks"]
+    report.content_bytes, report.archive_bytes = seal.content_bytes, archive.size
 
 
 def _recover(place: bytes, report: RestoreReport, timeout: float) -> list[Recovered]:
@@ -317,6 +334,9 @@ def _staged(
         noted = Noted(len(archive.index))
         extract(archive, destinations, options, worker_count(), request.progress, noted=noted)
         step("restore.extracted")
+        if request.kind == "oci":
+            for destination in destinations:
+                require_staged(destination.fd, places[destination.target])
         for destination, staging in zip(destinations, stagings.values(), strict=True):
             facts = directory_facts(archive, destination, options)
             if destination.target.path == b".":

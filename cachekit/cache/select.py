@@ -9,7 +9,15 @@ from typing import Literal, NamedTuple
 from cachekit.archive.extract import check_contents
 from cachekit.archive.names import Roots, match_targets
 from cachekit.archive.read import Archive, open_archive
-from cachekit.errors import CachekitError, Refused, TargetNotNamed, Unreadable, Unsupported, Untrusted
+from cachekit.errors import (
+    CachekitError,
+    Refused,
+    TargetNotNamed,
+    Unreadable,
+    Unsupported,
+    Untrusted,
+    WrongContent,
+)
 from cachekit.model import EntryIdentity, Key, Platform, RestoreStatus, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.steps import step
@@ -110,6 +118,8 @@ def attempt(
             return [Verdict("miss")]
         except (Unsupported, Untrusted, Unreadable) as error:
             return [Verdict(status_of(error), error.id, error.message, error)]
+        except WrongContent as error:
+            return [Verdict("refused", error.id, error.message, error, certain=True, inode=inode)]
         except Refused as error:
             if inode is None or confirmed(store, path, name, inode):
                 return [

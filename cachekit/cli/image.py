@@ -106,6 +106,13 @@ _stall_option = click.option(
     type=parse_directory,
     help="With --make-room: the plan, as for cachekit clean.",
 )
+@click.option(
+    "--source",
+    type=click.Choice(["auto", "engine"]),
+    default="auto",
+    show_default=True,
+    help="engine: take only what the engine sends, though its data root can be read faster.",
+)
 @_stall_option
 @trust_option
 @soft_fail

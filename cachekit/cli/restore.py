@@ -10,7 +10,7 @@ from cachekit.cache.config.model import Cache
 from cachekit.cache.restore import RestoreRequest
 from cachekit.cache.restore import restore as restore_entry
 from cachekit.cache.scoped import restore_scoped
-from cachekit.cli.caches import Asked, Result, asked_options, restore_key_option, run_each
+from cachekit.cli.caches import Asked, Result, asked_options, kind_option, restore_key_option, run_each
 from cachekit.cli.events import failures, record_restore
 from cachekit.cli.options import (
     common,
@@ -48,8 +48,14 @@ _UNTRUSTED_LINES = 3
     is_flag=True,
     help="File by file, where old and new do not fit beside each other; with --replace other files go first.",
 )
+@kind_option
 @click.option("--all-targets", is_flag=True, help="Also write targets of the entry that were not named.")
 @click.option("--any-platform", is_flag=True, help="Take entries made on another OS, architecture or libc.")
+@click.option(
+    "--lookup-only",
+    is_flag=True,
+    help="Say whether there is an entry, by its seal and index; restore nothing.",
+)
 @click.option("--fail-on-miss", is_flag=True, help="Exit 3 if nothing was restored.")
 @click.option("--strict", is_flag=True, help="Exit 4 if an entry was refused, 3 if nothing was restored.")
 @click.option(
@@ -103,6 +109,7 @@ def restore(
     \b
     Examples:
       cachekit restore --key "npm-$HASH" --restore-key npm- node_modules
+      cachekit restore --key "npm-$HASH" --lookup-only
       cachekit restore --key "venv-$HASH" --replace .venv
       cachekit restore node
       cachekit restore --all
@@ -110,6 +117,8 @@ def restore(
     asked = Asked(settings, key, arguments, every, expand, root, restore_keys)
     if options["merge"] and (options["replace"] or options["in_place"]):
         raise InvalidRequest("--merge cannot be used together with --replace or --in-place")
+    if options["lookup_only"] and (options["replace"] or options["in_place"]):
+        raise InvalidRequest("--lookup-only restores nothing, and so takes neither --replace nor --in-place")
     check_dotenv(dotenv)
     try:
         code, outputs = run_each(
@@ -140,8 +149,10 @@ def _restore_one(
     what = asked.resolve(cache)
     options |= {"key": what.key, "restore_keys": what.restore_keys, "paths": what.paths, "root": what.root}
     replace, merge, in_place = options.pop("replace"), options.pop("merge"), options.pop("in_place")
-    if cache is not None and not (replace or merge or in_place):
+    lookup_only = bool(options["lookup_only"])
+    if cache is not None and not (replace or merge or in_place or lookup_only):
         replace, in_place = cache.mode == "replace", cache.in_place
+    options["kind"] = options["kind"] or (cache.kind if cache else "files")
     fail_on_miss, strict = options.pop("fail_on_miss"), options.pop("strict")
     mode: Any = "in-place" if in_place else "replace" if replace else "merge"
     progress = ProgressBar("restoring")
@@ -153,10 +164,11 @@ def _restore_one(
             report = restore_entry(request) if settings.scope is None else restore_scoped(request, base)
     finally:
         progress.close()
-    _tell(report, what.restore_keys, store.path)
+    _tell(report, what.restore_keys, store.path, lookup_only=lookup_only)
     fields = {name: getattr(report, name) for name in RestoreReport.__slots__}
     code = _code(report, fail_on_miss=fail_on_miss, strict=strict)
-    record_restore(store, report, cache.name if cache else None)
+    if not lookup_only:  # the statistics are of restores
+        record_restore(store, report, cache.name if cache else None)
     return Result({**fields, "cache_hit": report.status == "exact"}, code, _outputs(report, report.status))
 
 
@@ -176,10 +188,10 @@ def _outputs(report: RestoreReport, status: str) -> dict[str, object]:
     }
 
 
-def _tell(report: RestoreReport, restore_keys: list[str], store: str) -> None:
+def _tell(report: RestoreReport, restore_keys: list[str], store: str, *, lookup_only: bool) -> None:
     """Tell people: what was passed over and why, warnings, the closing line."""
     passed_over(report)
-    click.echo(closing_line(report, restore_keys, store), err=True)
+    click.echo(closing_line(report, restore_keys, store, lookup_only=lookup_only), err=True)
     why_missed(report)
 
 
@@ -218,7 +230,9 @@ def _tell_passed_over(line: dict[str, object], *, aside: bool) -> None:
     warn(message, *details(facts, but=message))
 
 
-def closing_line(report: RestoreReport, restore_keys: list[str], store: str) -> str:
+def closing_line(
+    report: RestoreReport, restore_keys: list[str], store: str, *, lookup_only: bool = False
+) -> str:
     """Return what was done in one line."""
     key = printable(report.key)
     if report.status == "miss":
@@ -226,11 +240,14 @@ def closing_line(report: RestoreReport, restore_keys: list[str], store: str) -> 
         return f"miss: no entry for {key}{further} in {printable(store)}"
     if not report.hit:
         return f"{report.status}: no usable entry for {key}; nothing was written, go on as after a miss"
+    hit = "exact hit" if report.status == "exact" else f"partial hit for {key}"
+    if lookup_only:
+        holds = f"{count(report.files, 'file')}, {size(report.content_bytes)}"
+        return f"found {printable(report.matched_key)} ({hit}): {holds}; nothing was restored, as asked"
     how = ", ".join(sorted(set(report.commit.values())))
     rate = size(report.content_bytes / max(report.seconds, 0.001))
     extra = f"; extra: {count(report.extra, 'file')} not in the entry" if report.extra else ""
     kept = f"; {report.unchanged} were right already" if report.unchanged else ""
-    hit = "exact hit" if report.status == "exact" else f"partial hit for {key}"
     return (
         f"restored {printable(report.matched_key)} ({hit}): {count(report.files, 'file')}, "
         f"{size(report.content_bytes)} in {report.seconds:.2f} s, {rate}/s (commit: {how}){kept}{extra}"
@@ -241,7 +258,7 @@ def _code(report: RestoreReport, *, fail_on_miss: bool, strict: bool) -> int:
     """Return 0, or what --strict and --fail-on-miss ask for."""
     if strict:
         verdicts = {str(line["verdict"]) for line in report.tried}
-        if verdicts & {"damaged", "forged", "unsafe", "unsupported", "untrusted", "refused"}:
+        if verdicts & {"damaged", "forged", "unsafe", "unsupported", "untrusted", "refused", "wrong-content"}:
             return Refused.exit_code
         if "unreadable" in verdicts:
             return Unreadable.exit_code

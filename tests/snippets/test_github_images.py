@@ -1,0 +1,104 @@
+"""The GitHub workflows for Docker images, run by act as they stand, with a real engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.capabilities import requires
+from tests.support.docker import DockerHost, docker_engine
+from tests.support.github import WORKFLOWS, Runner, entries
+from tests.support.in_process import cut
+
+pytestmark = requires("act", "docker")
+
+
+@pytest.fixture
+def host() -> Iterator[DockerHost]:
+    """An engine, empty to begin with."""
+    with docker_engine() as started:
+        yield started
+
+
+@pytest.fixture
+def runner(tmp_path: Path, host: DockerHost) -> Runner:
+    """A runner with that engine, and an image to build."""
+    own = host.environment
+    # The engine may come without the plugin that builds by BuildKit.
+    variables = {
+        "DOCKER_HOST": own["DOCKER_HOST"],
+        "DOCKER_CONFIG": own["DOCKER_CONFIG"],
+        "DOCKER_BUILDKIT": "0",
+    }
+    made = Runner(tmp_path / "runner", variables)
+    made.base.joinpath("bin/docker").symlink_to(host.command)
+    made.make_image_project()
+    return made
+
+
+def names(host: DockerHost) -> set[str]:
+    """The tags of the engine's images."""
+    return {tag for image in host.client.images(measured=False) for tag in image.tags}
+
+
+def test_docker_images(runner: Runner, host: DockerHost) -> None:
+    """Images are built and saved, loaded into an empty engine, and never loaded from a cut entry, which heals."""
+    workflow = WORKFLOWS / "docker-images.yml"
+    first = runner(workflow).expect()
+    assert first.steps[-5:] == ["Key", "Load", "Build", "Save", "Test"]
+    assert first.outputs("load")["status"] == "miss"
+    (entry,) = entries(runner.home / ".cache/cachekit")
+
+    host.empty()
+    second = runner(workflow).expect()
+    assert second.steps[-3:] == ["Key", "Load", "Test"]
+    assert (second.outputs("load")["status"], second.outputs("load")["cache-hit"]) == ("exact", "true")
+    assert "the image ran" in second.text
+
+    host.empty()
+    cut(entry)
+    third = runner(workflow).expect()
+    assert (third.outputs("load")["status"], third.outputs("load")["cache-hit"]) == ("refused", "false")
+    assert third.steps[-4:] == ["Load", "Build", "Save", "Test"]
+
+    host.empty()
+    assert runner(workflow).expect().outputs("load")["status"] == "exact"
+    assert "app:ci" in names(host)
+
+
+@requires("actions_cache")
+def test_sealed_archives(runner: Runner, host: DockerHost) -> None:
+    """An archive that is carried sealed is loaded if it is whole; a cut one never reaches the engine, and heals."""
+    workflow = WORKFLOWS / "docker-images-sealed.yml"
+    first = runner(workflow).expect()
+    assert first.steps[-4:] == ["Load", "Build and save", "Keep", "Test"]
+    assert "::error" not in first.text, "nothing to load is no error"
+
+    host.empty()
+    second = runner(workflow).expect()
+    assert second.steps[-2:] == ["Load", "Test"]
+    assert second.outputs("load") == {"loaded": "true"}
+    assert "ok, as sealed" in second.text
+    assert "the image ran" in second.text
+
+    host.empty()
+    runner.change_carried(lambda name, content: content[:-600_000] if name.endswith("app.tar") else content)
+    before = host.snapshot()
+    runner.variables["DOCKER_HOST"] = (
+        "unix:///nowhere"  # what reaches for an engine with a cut archive, fails
+    )
+    third = runner(workflow).expect(1)
+    assert third.steps[-1] == "Load"
+    assert "600,000 bytes are missing" in third.text or "600000 bytes" in third.text
+    assert host.snapshot() == before
+
+    runner.variables["DOCKER_HOST"] = host.environment["DOCKER_HOST"]
+    healing = runner(workflow).expect()
+    assert healing.steps[-4:] == ["Load", "Build and save", "Keep", "Test"]
+
+    host.empty()
+    assert runner(workflow).expect().steps[-2:] == ["Load", "Test"], (
+        "the newer archive goes before the cut one"
+    )
