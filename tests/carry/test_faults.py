@@ -30,6 +30,7 @@ from tests.support.cli import Cli
 from tests.support.flaky import flaky
 from tests.support.in_process import Here
 from tests.support.ordinary_user import NOBODY
+from tests.support.shelf import sealed
 from tests.support.surgery import anatomy, flip
 
 MIB = 1 << 20
@@ -180,6 +181,25 @@ def test_a_source_that_changes_while_it_is_copied(
         assert take(tmp_path / "other", carry) in {"damaged", "imported"}
         for entry in (tmp_path / "other/v1/default/entries").iterdir():
             whole(entry)
+
+
+def test_a_file_that_becomes_another_entry(
+    here: Here, carry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another whole entry is written over meanwhile is not published under the name of the one that was opened."""
+    first, second = sealed("first", b"1" * 100), sealed("other", b"2" * 100)
+    assert len(first) == len(second)
+    carry.mkdir(parents=True)
+    (carry / CARRIED).write_bytes(first)
+
+    def become(*args: object) -> None:
+        check_frames(*args)  # type: ignore[arg-type]
+        (carry / CARRIED).write_bytes(second)
+
+    monkeypatch.setattr(importing, "check_frames", become)
+    (file,) = import_carried(ImportRequest(str(tmp_path / "other"))).files
+    assert (file.status, file.key) == ("imported", "other")
+    assert keys(tmp_path / "other") == ["other"]
 
 
 def test_an_entry_that_is_replaced_while_it_is_linked(

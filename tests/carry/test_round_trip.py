@@ -320,3 +320,13 @@ def test_carried_by_tar(here: Here, carry: Path, tmp_path: Path, monkeypatch: py
     with another_machine(monkeypatch, tmp_path / "other"):
         assert imported(here)["status"] == "imported"
         here("verify", "--all").expect()
+
+
+def test_limits_hold_after_an_import(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import into a store with limits is followed by a prune, which leaves what was imported."""
+    exported(here, "--key=k-1")
+    monkeypatch.setenv("CACHEKIT_MAX_ENTRIES", "1")
+    with another_machine(monkeypatch, tmp_path / "other"):
+        Shelf(tmp_path / "other").put("old-1", used_days=3)
+        assert imported(here)["status"] == "imported"
+        assert keys(tmp_path / "other") == ["k-1"]

@@ -96,6 +96,10 @@ def test_each_tool(here: Here, monkeypatch: pytest.MonkeyPatch, tool: str) -> No
     for place in places:
         (here.home / place / "below").mkdir(parents=True)
         (here.home / place / "below/file").write_text(place)
+    if tool == "buildx":  # its directory is an OCI layout, and nothing else is saved as one
+        made(here.home / ".cache/buildx", {"oci-layout": '{"imageLayoutVersion": "1.0.0"}'})
+        made(here.home / ".cache/buildx", {"index.json": '{"schemaVersion": 2, "manifests": []}'})
+        (here.home / ".cache/buildx/blobs/sha256").mkdir(parents=True)
     here("save", tool).expect()
     for place in places:
         (here.home / place / "below/file").unlink()
