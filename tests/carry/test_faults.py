@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import shutil
@@ -463,6 +464,19 @@ def test_two_exports_at_once(here: Here, carry: Path, copy: bool) -> None:
             assert whole(carry / CARRIED) in {"k-1", "k-2"}
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0]
     assert os.listdir(carry) == [CARRIED]
+
+
+def test_a_place_in_use(here: Here, carry: Path) -> None:
+    """While another process exports there an export waits, and then gives up with exit 6, or 0 with --soft-fail."""
+    exported(here, "--key=k-1")
+    fd = os.open(carry, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        here("store", "export", "--key=k-1", "--lock-timeout=0").expect(6)
+        here("store", "export", "--key=k-1", "--lock-timeout=0.1", "--soft-fail").expect()
+    finally:
+        os.close(fd)
+    assert exported(here, "--key=k-1", "--lock-timeout=0")["status"] == "unchanged"
 
 
 def test_two_imports_at_once(here: Here, carry: Path, tmp_path: Path) -> None:
