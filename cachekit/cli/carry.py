@@ -180,7 +180,7 @@ def _exported(report: ExportReport, store_path: str) -> str:
         return f"{report.status}: no usable entry for {key}; nothing was exported"
     what = f"{printable(report.matched_key)}: {size(report.archive_bytes)} in {printable(report.path)}"
     if report.status == "unchanged":
-        return f"unchanged {what} is this entry already"
+        return f"unchanged: {printable(report.path)} is the entry of {printable(report.matched_key)} already"
     return f"exported {what} ({report.how}, {report.seconds:.2f} s)"
 
 

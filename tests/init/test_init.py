@@ -21,6 +21,7 @@ from tests.support.capabilities import requires
 from tests.support.cli import Cli
 from tests.support.in_process import Here
 from tests.support.ordinary_user import NOBODY, PROJECT
+from tests.support.processes import clean_environment, run
 from tests.support.snapshots import unchanged
 
 BERRY = "# made by yarn\n__metadata:\n  version: 8\n"
@@ -135,7 +136,7 @@ def test_what_is_left_out(here: Here) -> None:
 
 
 def test_nothing_is_written_without_yes(here: Here) -> None:
-    """Without --yes there is a diff on stdout and nothing else; the diff is what git takes."""
+    """Without --yes there is a diff on stdout and nothing else; git makes of it what --yes writes."""
     made(here.root, {"package-lock.json": "{}"})
     with unchanged(here.root):
         done = here("init", "github").expect()
@@ -144,6 +145,12 @@ def test_nothing_is_written_without_yes(here: Here) -> None:
     assert "--- /dev/null\n" in done.stdout
     assert "nothing was written" in done.stderr
     assert "node_modules" in done.stderr
+    clone = here.root.parent / "clone"
+    clone.mkdir()
+    run(["git", "apply", "-"], env=clean_environment(here.home), cwd=clone, stdin=done.out).expect()
+    here("init", "github", "--yes").expect()
+    for name in ("cachekit.toml", ".github/workflows/cachekit.yml"):
+        assert (clone / name).read_text() == (here.root / name).read_text()
 
 
 def test_several_tools(here: Here) -> None:
