@@ -14,6 +14,7 @@ import pytest
 
 from cachekit.archive.check import check_archive
 from cachekit.archive.extract import check_frames
+from cachekit.archive.format import FILE
 from cachekit.archive.read import open_archive
 from cachekit.cache.carry import exporting, importing
 from cachekit.cache.carry.exporting import ExportRequest, export
@@ -26,12 +27,13 @@ from tests.carry.conftest import another_machine
 from tests.carry.test_round_trip import exported, imported, keys
 from tests.crash.scene import die_at
 from tests.support import filesystems
+from tests.support.archives import Member, directory, entry_of
 from tests.support.capabilities import requires
 from tests.support.cli import Cli
 from tests.support.flaky import flaky
 from tests.support.in_process import Here
 from tests.support.ordinary_user import NOBODY
-from tests.support.shelf import sealed
+from tests.support.shelf import Shelf, sealed
 from tests.support.surgery import anatomy, flip
 
 MIB = 1 << 20
@@ -89,6 +91,19 @@ def test_every_part_changed(here: Here, carry: Path, tmp_path: Path) -> None:
         path.write_bytes(data + tail)
         assert take(tmp_path / "other", carry) == "damaged"
     assert keys(tmp_path / "other") == []
+
+
+def test_an_unsafe_entry(here: Here, carry: Path, tmp_path: Path) -> None:
+    """A whole entry whose members would lead out of the targets is neither imported nor exported."""
+    data = entry_of([directory(b"tree"), Member(b"tree/../../x", FILE, b"x")], key="evil").seal()
+    carry.mkdir(parents=True)
+    (carry / CARRIED).write_bytes(data)
+    assert take(tmp_path / "other", carry) == "unsafe"
+    assert os.listdir(carry) == []
+    (here.entries()[0].parent / Shelf(here.store).name("evil")).write_bytes(data)
+    report = exported(here, "--key=evil", code=4)
+    assert report["tried"][0]["verdict"] == "unsafe"
+    assert os.listdir(carry) == []
 
 
 def test_a_refusal(here: Here, carry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
