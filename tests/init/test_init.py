@@ -228,6 +228,12 @@ def test_a_dockerfile(here: Here) -> None:
     assert any("type=local" in note for note in report["notes"])
 
 
+def test_buildx_without_a_dockerfile(here: Here) -> None:
+    """A script that calls buildx for something that is not in the repository is no reason for a cache."""
+    made(here.root, {"Makefile": "docker buildx build elsewhere", "package-lock.json": "{}"})
+    assert names(here) == ["npm"]
+
+
 def test_its_own_files_tell_nothing(here: Here) -> None:
     """What init wrote mentions tools, and is no reason to propose them."""
     made(here.root, {"package-lock.json": "{}", "Dockerfile": "FROM scratch"})
