@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -28,7 +29,9 @@ from cachekit.system.locking.lease import LEASE_SECONDS, MIN_LEASE_SECONDS
 from cachekit.system.locking.named import State
 from cachekit.system.locking.record import MAX_LENGTH
 
-__all__ = ["lock"]
+__all__ = ["lock", "lock_options", "run_under"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group(short_help="Run a command while holding a lock.", subcommand_metavar="COMMAND")
@@ -57,6 +60,36 @@ def _dir_option(function: Any) -> Any:
     )(function)
 
 
+def lock_options(function: F) -> F:
+    """``--shared``, ``--timeout``, ``--lease``, ``--lease-length``: how a command is run under a lock."""
+    for option in (
+        click.option(
+            "--lease-length",
+            type=parse_duration_option,
+            default=f"{LEASE_SECONDS:.0f}s",
+            show_default=True,
+            metavar="DURATION",
+            help="Without a sign of life for so long, a lease may be taken over.",
+        ),
+        click.option(
+            "--lease", is_flag=True, help="Use a lease even if flock seems to exclude (docs/locking.md)."
+        ),
+        click.option(
+            "--timeout",
+            type=parse_duration_option,
+            default="1h",
+            show_default=True,
+            metavar="DURATION",
+            help="How long to wait for it: 30s, 5m, 1h; 0 does not wait.",
+        ),
+        click.option(
+            "--shared", is_flag=True, help="Share it with others that say --shared; alone is who does not."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 @lock.command(
     "run",
     cls=Running,
@@ -64,24 +97,7 @@ def _dir_option(function: Any) -> Any:
 )
 @click.argument("name", metavar="NAME", type=parse_text)
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.option("--shared", is_flag=True, help="Share it with others that say --shared; alone is who does not.")
-@click.option(
-    "--timeout",
-    type=parse_duration_option,
-    default="1h",
-    show_default=True,
-    metavar="DURATION",
-    help="How long to wait for it: 30s, 5m, 1h; 0 does not wait.",
-)
-@click.option("--lease", is_flag=True, help="Use a lease even if flock seems to exclude (docs/locking.md).")
-@click.option(
-    "--lease-length",
-    type=parse_duration_option,
-    default=f"{LEASE_SECONDS:.0f}s",
-    show_default=True,
-    metavar="DURATION",
-    help="Without a sign of life for so long, a lease may be taken over.",
-)
+@lock_options
 @_dir_option
 @store_directory_option
 @json_option
@@ -107,19 +123,28 @@ def run_command(
       cachekit lock run cache --dir /mnt/shared/cache --timeout 5m -- ./build.sh
       cachekit lock run cache --shared -- ./read-only-job.sh
     """
-    length = options["lease_length"]
-    if not MIN_LEASE_SECONDS <= length <= MAX_LENGTH:
+    return run_under(Key(name), _place(store, directory), command, store=store, as_json=as_json, **options)
+
+
+def run_under(
+    name: Key,
+    place: str,
+    command: tuple[str, ...],
+    *,
+    store: str,
+    as_json: bool,
+    shared: bool,
+    timeout: float,
+    lease: bool,
+    lease_length: float,
+) -> int:
+    """Run a command while holding a lock; return its exit code. ``store``: in whose ledger a wait is written down."""
+    if not MIN_LEASE_SECONDS <= lease_length <= MAX_LENGTH:
         raise click.BadParameter(
             f"a lease is {MIN_LEASE_SECONDS:.0f}s to {MAX_LENGTH:.0f}s long", param_hint="--lease-length"
         )
     request = LockRequest(
-        Key(name),
-        _place(store, directory),
-        command,
-        shared=options["shared"],
-        timeout=options["timeout"],
-        lease=options["lease"],
-        lease_length=length,
+        name, place, command, shared=shared, timeout=timeout, lease=lease, lease_length=lease_length
     )
     waited: list[float] = []
     try:
@@ -130,10 +155,10 @@ def run_command(
             on_wait=lambda _name, seconds, _holder: waited.append(seconds),
         )
     except LockBusy:
-        _record_wait(store, name, sum(waited), "timeout")
+        _record_wait(store, name.text, sum(waited), "timeout")
         raise
     if waited:
-        _record_wait(store, name, sum(waited), "got")
+        _record_wait(store, name.text, sum(waited), "got")
     if as_json:
         click.echo(to_json(report))
     return report.exit_code

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cachekit.archive.alias import Alias
+from cachekit.archive.format import MAX_ALIAS
 from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.seal import Seal
 from cachekit.errors import (
@@ -28,7 +29,7 @@ from cachekit.retention.quarantine import outstayed
 from cachekit.store import denials, layout, pins, removal, trouble
 from cachekit.store.alias import adopt, link
 from cachekit.system.clock import now_ns
-from cachekit.system.files import exists, remove_tree
+from cachekit.system.files import exists, read_if_there, remove_tree, replace_file
 from cachekit.system.locks import try_lock
 from cachekit.system.publish import TempFile, sweep
 from cachekit.system.space import FreeSpace
@@ -249,6 +250,27 @@ class DirectoryStore:
         alias = Alias(identity.key.text, family, now_ns(), archive.seal.identity)
         with self._trouble("publish in"):
             return link(archive, identity, alias, self.trust, self.path, self.namespace, replace=replace)
+
+    def alias_of(self, name: str) -> bytes | None:
+        """Return what lies in the store as the alias of an entry file, unchecked; None without one.
+
+        Raises StoreUnavailable.
+        """
+        try:
+            with self.part("aliases") as fd:
+                return read_if_there(name, fd, MAX_ALIAS + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self.explain(error, "read") from None
+
+    def keep_alias(self, name: str, data: bytes) -> None:
+        """Write the alias under which an entry file will be served. It means nothing until that is published.
+
+        Raises StoreUnavailable, NoSpace.
+        """
+        with self._trouble("write to"), self.part("aliases", make=True) as fd:
+            replace_file(name, data, fd, mode=0o640)
 
     def mark_used(self, name: str) -> None:
         """Note that the entry was used now: the mtime of ``used/<entry>``. Best effort."""

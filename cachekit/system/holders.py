@@ -103,14 +103,14 @@ class _FoundSockets:
 
 
 def _mounts(process: str) -> list[tuple[bytes, bytes, bytes]]:
-    """Return (mount point, device, root within the filesystem), the last mounted last."""
+    """Return (mount point, device, root within the filesystem), the last mounted first: it hides the others."""
     found = []
     with open(f"/proc/{process}/mountinfo", "rb") as file:
         for line in file:
             fields = line.split(b" ", 5)
             root, point = (_OCTAL.sub(lambda m: bytes([int(m[1], 8)]), text) for text in fields[3:5])
             found.append((point, fields[2], root))
-    return found
+    return found[::-1]
 
 
 def _below(path: bytes, directory: bytes) -> bytes | None:

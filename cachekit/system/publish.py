@@ -212,13 +212,16 @@ def put_back(aside: str, aside_fd: int, name: str, directory_fd: int) -> None:
     os.unlink(aside, dir_fd=aside_fd)
 
 
-def sweep(directory_fd: int) -> int:
-    """Remove temporary files that nobody writes any more; return how many. Never waits, never raises for one file."""
+def sweep(directory_fd: int, label: str = "") -> int:
+    """Remove temporary files that nobody writes any more; return how many. Never waits, never raises for one file.
+
+    ``label``: only those made with it, in a directory where other people's files may be.
+    """
     local = excludes(directory_fd)
     return sum(
         _remove_if_dead(name, directory_fd, local=local)
         for name in os.listdir(directory_fd)
-        if name.endswith(_SUFFIX)
+        if name.endswith(_SUFFIX) and name.startswith(label)
     )
 
 

@@ -153,6 +153,20 @@ def test_a_process_in_another_mount_namespace(tmp_path: Path) -> None:
         assert holders.of(os.fsencode(point)) is None
 
 
+@requires("bind", "tmpfs")
+def test_a_mount_that_hides_another(tmp_path: Path) -> None:
+    """Where a container has mounted twice in one place, what it holds there is in what was mounted last."""
+    tree = make_tree(tmp_path / "tree", {"sub": {}})
+    point = make_tree(tmp_path / "point", {})
+    script = 'mount -t tmpfs none "$2" && mount --bind "$1" "$2" && cd "$2/sub" && exec sleep 60'
+    with start(
+        ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh", tree, point]
+    ) as running:
+        comm = Path("/proc", str(running.pid), "comm")
+        wait_until(lambda: comm.read_text() == "sleep\n", "the process is in its directory")
+        assert Holders.scan().of(os.fsencode(tree)) is not None
+
+
 @requires("root")
 def test_a_socket_in_another_network_namespace(tmp_path: Path) -> None:
     """A container's network hides its sockets from /proc/net: they are read where they are listed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from xml.etree import ElementTree as ET
+import xml.etree.ElementTree as ET
 
 from docs.picture import COLUMNS, PICTURE, draw, lines
 

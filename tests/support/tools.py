@@ -126,8 +126,8 @@ def hadolint(dockerfile: Path) -> str:
     return "" if done.code == 0 else done.stdout + done.stderr
 
 
-def groovy_lint(jenkinsfile: Path) -> list[str]:
-    """Return the errors of npm-groovy-lint in a Jenkinsfile (syntax; it knows no declarative pipelines)."""
+def groovy_lint(folder: Path) -> list[str]:
+    """Return the errors of npm-groovy-lint in the Jenkinsfiles below `folder`: syntax, not what a pipeline means."""
     done = call(
         "npm-groovy-lint",
         "--noserver",
@@ -135,8 +135,9 @@ def groovy_lint(jenkinsfile: Path) -> list[str]:
         "error",
         "--output",
         "json",
-        jenkinsfile.name,
-        cwd=jenkinsfile.parent,
+        "--files",
+        "**/Jenkinsfile",
+        cwd=folder,
     )
     report = json.loads(done.stdout[done.stdout.index("{") :])
     return [

@@ -1,0 +1,283 @@
+"""Collect an OCI layout: remove what nothing leads to, beside builds that know nothing of us.
+
+An exporter writes blobs first and index.json last, and takes a blob that is there already without touching it. So:
+
+- a layout on which a build is writing right now is left alone (``busy``);
+- what goes is first moved aside, all of it, and index.json is read again a moment later: what it names by then is put
+  back, and so is everything if anything was written meanwhile;
+- references that are dropped leave index.json, under BuildKit's own lock, before any blob of theirs is touched.
+
+Whatever is killed in between, index.json leads to nothing that is not in its place, or that the next collection does
+not put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cachekit.errors import Damaged, SourceUnreadable
+from cachekit.oci.graph import Graph, walk
+from cachekit.oci.layout import ASIDE, Layout
+from cachekit.oci.plan import CollectPlan, Line, plan_collection
+from cachekit.system.clock import now_ns
+from cachekit.system.files import open_directory, random_name, remove_tree
+from cachekit.system.publish import TempFile, link_as
+from cachekit.system.steps import step
+
+__all__ = ["CollectReport", "CollectRequest", "collect"]
+
+_MODES = 0o700
+
+
+@dataclass(frozen=True, slots=True)
+class CollectRequest:
+    """What to collect. Times in seconds: ``grace``, ``settle`` (between moving aside and removing); sizes in bytes."""
+
+    path: str
+    keep_tags: int | None = None
+    max_size: int | None = None
+    grace: float = 600.0
+    settle: float = 3.0
+    dry_run: bool = False
+
+
+@dataclass(slots=True)
+class CollectReport:
+    """What was done. ``busy``: a build writes here, nothing was removed. ``freed`` in bytes, of files that went."""
+
+    path: str
+    status: Literal["done", "busy", "dry-run"] = "done"
+    freed: int = 0
+    removed: list[Line] = field(default_factory=list)
+    kept: list[Line] = field(default_factory=list)
+    references: list[Line] = field(default_factory=list)
+    restored: int = 0
+    remaining: int = 0
+    short_by: int = 0
+    seconds: float = 0.0
+
+
+def collect(request: CollectRequest) -> CollectReport:
+    """Remove what the request says. The caller holds the layout's lock, if all builds take it (``oci lock``).
+
+    Raises Damaged for a layout whose documents are damaged or missing: what leads to what is not known then. Raises
+    NothingMatched, SourceUnreadable.
+    """
+    begin = time.perf_counter()
+    report = CollectReport(request.path)
+    with Layout(request.path) as layout:
+        try:
+            _collect(request, layout, report)
+        except OSError as error:
+            raise SourceUnreadable(
+                f"cannot collect the layout: {error.strerror}",
+                path=request.path,
+                hint="it must be writable; nothing that index.json leads to was removed",
+            ) from None
+    report.seconds = time.perf_counter() - begin
+    return report
+
+
+def _collect(request: CollectRequest, layout: Layout, report: CollectReport) -> None:
+    if not request.dry_run:
+        for name in layout.asides():
+            _finish_aside(layout, name, report)
+    index = layout.read_index()
+    graph = _graph(layout, index)
+    before = _signs(layout)
+    now = now_ns()
+    plan = plan_collection(
+        graph,
+        layout.blobs()[0],
+        layout.ingests(),
+        now_ns=now,
+        grace_ns=int(request.grace * 1e9),
+        keep_tags=request.keep_tags,
+        max_size=request.max_size,
+    )
+    report.kept, report.references = plan.kept, plan.references
+    report.remaining, report.short_by = plan.remaining, plan.short_by
+    if request.dry_run:
+        report.status, report.removed = "dry-run", plan.removed
+        report.freed = sum(line.size for line in plan.removed)
+        return
+    if not plan.removed and not plan.dropped:
+        return
+    if any(now - one.mtime_ns < request.grace * 1e9 for one in layout.ingests()):
+        report.status = "busy"
+        report.references = []
+        return
+    if plan.dropped and not _rewrite(layout, index, plan):
+        report.status = "busy"
+        report.references = []
+        return
+    step("gc.index-written")
+    after_rewrite = layout.read_index()
+    if not plan.removed:
+        return
+    aside = f"{ASIDE}-{random_name()}"
+    os.mkdir(aside, _MODES, dir_fd=layout.fd)
+    for line in plan.removed:
+        _move_aside(layout, aside, line)
+    step("gc.aside")
+    time.sleep(request.settle)
+    changed = layout.read_index() != after_rewrite or _signs(layout).written_since(before)
+    if changed:
+        report.status = "busy"
+        report.restored += len(_put_back(layout, aside, None))
+        remove_tree(os.fsencode(aside), dir_fd=layout.fd)
+        return
+    restored = _finish_aside(layout, aside, report)
+    report.removed = [line for line in plan.removed if _flat(line) not in restored]
+    step("gc.removed")
+
+
+@dataclass(frozen=True, slots=True)
+class _Signs:
+    """What shows that somebody writes: blobs that appear, ingests that appear or grow."""
+
+    blobs: frozenset[str]
+    ingests: frozenset[tuple[str, int, int]]
+
+    def written_since(self, before: _Signs) -> bool:
+        return bool(self.blobs - before.blobs or self.ingests - before.ingests)
+
+
+def _signs(layout: Layout) -> _Signs:
+    ingests = frozenset((one.name, one.size, one.mtime_ns) for one in layout.ingests())
+    return _Signs(frozenset(layout.blobs()[0]), ingests)
+
+
+def _graph(layout: Layout, index: bytes | None) -> Graph:
+    """Walk the layout. Raises Damaged unless every document that something leads to is there and can be read."""
+    graph = walk(index, layout.document) if index is not None else Graph()
+    if index is None:
+        return graph  # an export that never ended: all of it is left over
+    faults = [problem for _, problem in graph.faults]
+    faults += [
+        f"the {blob.role} {blob.digest[:19]} is missing or has another length"
+        for blob in graph.blobs.values()
+        if blob.role in {"index", "manifest"} and layout.document(blob.digest, blob.size) is None
+    ]
+    if faults:
+        raise Damaged(
+            f"the layout is damaged, so nothing of it is removed: {faults[0]}",
+            path=layout.path,
+            rung="index",
+            faults=faults,
+            hint="cachekit oci verify shows all of it; a cache can be removed: the next build writes it anew",
+        )
+    return graph
+
+
+def _rewrite(layout: Layout, index: bytes | None, plan: CollectPlan) -> bool:
+    """Write index.json without the dropped references, if it still is what was planned with. False if it is not."""
+    assert index is not None
+    document = json.loads(index)
+    dropped = set(plan.dropped)
+    document["manifests"] = [row for number, row in enumerate(document["manifests"]) if number not in dropped]
+    data = json.dumps(document, separators=(",", ":")).encode()
+    with layout.locked() as held:
+        if not held or layout.read_index_as_holder() != index:
+            return False
+        with TempFile(layout.fd, ASIDE + "-index") as temp:
+            os.fchmod(temp.fd, 0o644)
+            temp.write(data, 0)
+            temp.finish(len(data))
+            temp.publish("index.json", layout.fd, replace=True)
+    return True
+
+
+def _move_aside(layout: Layout, aside: str, line: Line) -> None:
+    source = f"ingest/{line.name}" if line.kind == "ingest" else "blobs/" + line.name.replace(":", "/")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(source, f"{aside}/{_flat(line)}", src_dir_fd=layout.fd, dst_dir_fd=layout.fd)  # noqa: TID251 - a move
+
+
+def _flat(line: Line) -> str:
+    return f"ingest-{line.name}" if line.kind == "ingest" else line.name.replace(":", "-")
+
+
+def _put_back(layout: Layout, aside: str, needed: set[str] | None) -> set[str]:
+    """Put blobs back that are ``needed`` (None: all, and ingests); return which. What is there anew stays."""
+    restored = set()
+    for name in _listed(layout, aside):
+        kind, _, rest = name.partition("-")
+        if kind == "ingest":
+            if needed is not None:
+                continue
+            target = f"ingest/{rest}"
+        elif needed is None or f"{kind}:{rest}" in needed:
+            target = f"blobs/{kind}/{rest}"
+        else:
+            continue
+        restored.add(name)
+        try:
+            # A link never takes the place of what a build has written there meanwhile.
+            link_as(f"{aside}/{name}", target, layout.fd, layout.fd)
+        except FileExistsError:
+            continue
+        except OSError:  # a directory, or a filesystem without links
+            with contextlib.suppress(FileExistsError):
+                os.rename(f"{aside}/{name}", target, src_dir_fd=layout.fd, dst_dir_fd=layout.fd)  # noqa: TID251 - a move
+    return restored
+
+
+def _finish_aside(layout: Layout, aside: str, report: CollectReport) -> set[str]:
+    """Put back what index.json leads to by now, remove the rest; return what was put back."""
+    index = layout.read_index()
+    graph = _graph_with(layout, aside, index)
+    restored = _put_back(layout, aside, set(graph.blobs))
+    report.restored += len(restored)
+    for name in _listed(layout, aside):
+        if name not in restored:
+            report.freed += _bytes_of(layout, aside, name)
+    remove_tree(os.fsencode(aside), dir_fd=layout.fd)
+    return restored
+
+
+def _graph_with(layout: Layout, aside: str, index: bytes | None) -> Graph:
+    """Walk the layout, reading documents that lie aside as well."""
+
+    def read(digest: str, size: int) -> bytes | None:
+        found = layout.document(digest, size)
+        if found is not None:
+            return found
+        with contextlib.suppress(OSError):
+            fd = os.open(
+                f"{aside}/{digest.replace(':', '-')}",
+                os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC,
+                dir_fd=layout.fd,
+            )
+            with open(fd, "rb") as file:
+                data = file.read(size + 1)
+            return data if len(data) == size else None
+        return None
+
+    return walk(index, read) if index is not None else Graph()
+
+
+def _bytes_of(layout: Layout, aside: str, name: str) -> int:
+    if not name.startswith("ingest-"):
+        return os.lstat(f"{aside}/{name}", dir_fd=layout.fd).st_size
+    total = 0
+    with contextlib.suppress(OSError):
+        fd = open_directory(os.fsencode(f"{aside}/{name}"), dir_fd=layout.fd)
+        try:
+            total = sum(os.lstat(one, dir_fd=fd).st_size for one in os.listdir(fd))
+        finally:
+            os.close(fd)
+    return total
+
+
+def _listed(layout: Layout, aside: str) -> list[str]:
+    fd = open_directory(os.fsencode(aside), dir_fd=layout.fd)
+    try:
+        return sorted(os.listdir(fd))
+    finally:
+        os.close(fd)

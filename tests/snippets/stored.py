@@ -1,0 +1,21 @@
+"""What a store holds after a snippet ran, and the damage that a full disk or a bad mover does to it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def entries(store: Path) -> list[Path]:
+    """Return the entry files of all namespaces, by name."""
+    return sorted(path for path in store.glob("v1/**/entries/*") if path.is_file())
+
+
+def quarantined(store: Path) -> list[Path]:
+    """Return the files that were set aside, in all namespaces."""
+    return sorted(path for path in store.glob("v1/**/quarantine/*") if path.is_file())
+
+
+def cut(path: Path) -> None:
+    """Let the end of a file be missing, as after a full disk."""
+    os.truncate(path, path.stat().st_size * 2 // 3)
