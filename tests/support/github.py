@@ -45,6 +45,8 @@ if ('%(name)s' === 'restore') {
   const found = await cache.restoreCache(lines('path'), input('key'), lines('restore-keys'));
   appendFileSync(process.env.GITHUB_OUTPUT, `cache-matched-key=${found ?? ''}\\n`);
   console.log(`carried: ${found ?? 'nothing'}`);
+} else if (await cache.restoreCache(lines('path'), input('key'), [], { lookupOnly: true }) === input('key')) {
+  console.log('carried already: a key is written once'); // GitHub's server refuses it, act's would not
 } else {
   await cache.saveCache(lines('path'), input('key'));
 }
