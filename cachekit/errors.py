@@ -13,7 +13,8 @@
     │   ├── Unsafe                  4   unsafe
     │   ├── Unsealed                4   unsealed
     │   ├── Unsupported             4   unsupported
-    │   └── Untrusted               4   untrusted
+    │   ├── Untrusted               4   untrusted
+    │   └── WrongContent            4   wrong-content
     ├── NoSpace                     5   no-space
     ├── LockTimeout                 6   lock-timeout
     ├── GoalNotMet                  7   goal-not-met
@@ -87,6 +88,7 @@ __all__ = [
     "Unsealed",
     "Unsupported",
     "Untrusted",
+    "WrongContent",
 ]
 
 
@@ -236,6 +238,16 @@ class Untrusted(Refused):
         "nothing to do: the next save by a job with the key puts a signed one in its place (--trust none takes it "
         "as it is)"
     )
+
+
+class WrongContent(Refused):
+    """What was saved was damaged before it was saved. Set aside like a damaged entry, lest it be served for ever."""
+
+    id = "wrong-content"
+    meaning = (
+        "The archive is whole, and what it holds is not what it is to be (kind oci: a whole OCI layout)."
+    )
+    default_hint = "it was damaged before it was saved: make it again, and save it with --kind oci"
 
 
 class NoSpace(CachekitError):

@@ -116,7 +116,8 @@ def draw(text: list[str]) -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
             "<title>A cut archive is refused, the job goes on, the cache heals</title>",
             f'<rect width="{width}" height="{height}" rx="8" fill="#0d1117"/>',
-            '<g font-family="ui-monospace, Menlo, Consolas, monospace" font-size="14" fill="#e6edf3" xml:space="preserve">',
+            '<g font-family="ui-monospace, Menlo, Consolas, monospace" font-size="14" fill="#e6edf3" '
+            'xml:space="preserve">',
             *rows,
             "</g>",
             "</svg>",

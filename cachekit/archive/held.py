@@ -69,6 +69,10 @@ class Held:
         """Return the member with this content (``sha256:`` and hex)."""
         return self._by_digest.get(digest)
 
+    def sizes(self) -> dict[str, int]:
+        """Return the length of every content that may be copied, by its digest."""
+        return {digest: content.layer.size for digest, content in self._by_digest.items()}
+
     def called(self, member: bytes, size: int) -> HeldContent | None:
         """Return the member of this name and size; whether its content is meant is for the caller to find out."""
         found = self._by_member.get(member)

@@ -14,6 +14,7 @@ from cachekit.cache.select import ToTry, attempt, choose_targets, elsewhere, nam
 from cachekit.errors import InvalidRequest, StoreUntrusted, TargetNotNamed
 from cachekit.model import EntryIdentity, Key, RestoreStatus, StoreAddress, safe_prefix
 from cachekit.store.directory import DirectoryStore
+from cachekit.system.clock import image_platform
 from cachekit.system.workers import worker_count
 
 __all__ = ["ExplainLine", "ExplainReport", "explain", "explain_scoped"]
@@ -65,6 +66,8 @@ def explain(request: RestoreRequest, *, images: bool = False) -> ExplainReport:
     Raises InvalidRequest, StoreUnavailable.
     """
     key = Key(request.key)
+    if images:
+        request = replace(request, platform=image_platform())
     if "" in request.restore_keys:
         raise InvalidRequest("a restore key is empty: it would match every entry of the store")
     roots = find_roots(request.root)
@@ -113,11 +116,11 @@ def explain(request: RestoreRequest, *, images: bool = False) -> ExplainReport:
     report.lines += _set_aside(store, request, key)
     if not request.any_platform:
         known = {line.entry for line in report.lines}
-        for name, platform in elsewhere(store, key, request.restore_keys, request.platform, images=images):
-            if name not in known:
-                reason = f"it was made for {platform}, this is {request.platform} (--any-platform takes it)"
-                exact = name == EntryIdentity(key, platform).file_name
-                report.lines.append(_line(store, ToTry(name, exact, key.text), "platform", reason))
+        for other in elsewhere(store, key, request.restore_keys, request.platform, images=images):
+            if other.name not in known:
+                exact = other.name == EntryIdentity(key, other.platform).file_name
+                asked = ToTry(other.name, exact, key.text)
+                report.lines.append(_line(store, asked, other.word, other.reason))
     return report
 
 

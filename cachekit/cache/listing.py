@@ -16,7 +16,7 @@ from cachekit.errors import Missed
 from cachekit.model import StoreAddress
 from cachekit.store.directory import DirectoryStore
 from cachekit.store.upkeep import last_uses
-from cachekit.system.clock import this_platform
+from cachekit.system.clock import image_platform, this_platform
 from cachekit.trust import ANYONE, Trust
 
 __all__ = ["EntryLine", "Member", "find_archive", "list_entries", "manifest", "members"]
@@ -89,9 +89,11 @@ def find_archive(name: str, store: StoreAddress | str) -> bytes:
     """Return the path of the archive that a KEY or FILE argument means. Raises Missed, InvalidRequest."""
     if not is_path(name):
         found = list(entries_of(DirectoryStore(store), name))
-        here = str(this_platform())
-        # An entry of this platform first, then any whole one, then one whose seal is damaged.
-        found.sort(key=lambda c: (c.seal is None, c.seal is not None and str(c.seal.platform) != here))
+        # An entry of this platform first (of files, then of images), then any whole one, then one with a damaged seal.
+        here = [this_platform(), image_platform()]
+        found.sort(
+            key=lambda c: len(here) + 1 if c.seal is None else [*here, c.seal.platform].index(c.seal.platform)
+        )
         if found:
             return found[0].path
     if is_file_argument(name):

@@ -9,7 +9,7 @@ from typing import Literal
 from cachekit.cache.verify import entries_of
 from cachekit.model import EntryIdentity, Key, StoreAddress
 from cachekit.store.directory import DirectoryStore
-from cachekit.system.clock import this_platform
+from cachekit.system.clock import image_platform, this_platform
 
 __all__ = ["PinLine", "pin_keys", "unpin_keys"]
 
@@ -44,9 +44,10 @@ def unpin_keys(store: StoreAddress | str, keys: Iterable[str]) -> list[PinLine]:
     lines = []
     for key in keys:
         names = _names(place, key)
-        own = EntryIdentity(Key(key), this_platform())
-        if own.file_name not in dict(names) and own.file_name in place.pins():
-            names.append((own.file_name, str(own.platform)))
+        for platform in (this_platform(), image_platform()):
+            own = EntryIdentity(Key(key), platform)
+            if own.file_name not in dict(names) and own.file_name in place.pins():
+                names.append((own.file_name, str(own.platform)))
         lines += [
             PinLine(key, name, platform, "unpinned" if place.unpin(name) else "was not pinned")
             for name, platform in names

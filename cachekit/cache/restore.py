@@ -20,7 +20,9 @@ from cachekit.archive.read import Archive
 from cachekit.archive.record import Record
 from cachekit.archive.unpack import Destination, WriteOptions
 from cachekit.cache import inplace
+from cachekit.cache.config.model import Kind
 from cachekit.cache.delta import remember_restored
+from cachekit.cache.layouts import require_restored, require_staged
 from cachekit.cache.present import look, rows_of
 from cachekit.cache.select import attempt, choose_targets, elsewhere, names_to_try, status_without
 from cachekit.cache.space import require
@@ -67,6 +69,8 @@ class RestoreRequest:
     all_targets: bool = False
     any_platform: bool = False
     durable: bool = False
+    #: "oci": the targets are OCI layouts, and are restored only if they are whole.
+    kind: Kind = "files"
     same_owner: bool = False
     keep_setuid: bool = False
     lookup_only: bool = False
@@ -113,9 +117,9 @@ def restore(request: RestoreRequest) -> RestoreReport:
     else:
         report.status = status_without(verdicts)
         if report.status == "miss" and not request.any_platform:
-            for name, platform in elsewhere(store, key, request.restore_keys, request.platform):
-                reason = f"it was made for {platform}, this is {request.platform} (--any-platform takes it)"
-                report.passed_over(name, "miss", reason)
+            for found in elsewhere(store, key, request.restore_keys, request.platform):
+                word = "miss" if found.word == "platform" else found.word
+                report.passed_over(found.name, word, found.reason)
     report.seconds = time.perf_counter() - begin
     return report
 
@@ -167,6 +171,9 @@ def _restore(
         with _errors_of_target(places):
             if request.mode == "in-place":
                 _in_place(request, store, archive, roots, places, known, report)
+                if request.kind == "oci":
+                    for place in places.values():
+                        require_restored(place)
             else:
                 _staged(request, store, archive, roots, places, report)
         for recovered in pending:
@@ -327,6 +334,9 @@ def _staged(
         noted = Noted(len(archive.index))
         extract(archive, destinations, options, worker_count(), request.progress, noted=noted)
         step("restore.extracted")
+        if request.kind == "oci":
+            for destination in destinations:
+                require_staged(destination.fd, places[destination.target])
         for destination, staging in zip(destinations, stagings.values(), strict=True):
             facts = directory_facts(archive, destination, options)
             if destination.target.path == b".":

@@ -15,8 +15,10 @@ from cachekit.archive.names import Roots, compile_patterns, find_roots, targets_
 from cachekit.archive.seal import Seal
 from cachekit.archive.walk import Walk
 from cachekit.archive.write import BaseRotten, FileChanged, Progress, Written, write_entry
+from cachekit.cache.config.model import Kind
 from cachekit.cache.delta import opened_base, remember_saved, remember_unchanged, set_base_aside
 from cachekit.cache.estimate import family_ratio, room_for
+from cachekit.cache.layouts import layouts_held, require_layouts
 from cachekit.cache.saving import is_stored, new_seal, save_once, take_room
 from cachekit.cache.select import confirmed
 from cachekit.cache.unchanged import NothingChanged, same_as_base
@@ -59,6 +61,8 @@ class SaveRequest:
     min_free: int = 0
     changed: Literal["skip", "refuse"] = "refuse"
     allow_empty: bool = False
+    #: "oci": the paths are OCI layouts, and are saved only if they are whole.
+    kind: Kind = "files"
     #: Write everything anew instead of starting from an earlier entry.
     full: bool = False
     #: Take a file for unchanged if its size, mode, owner and mtime are, without knowing when its content was read.
@@ -115,7 +119,12 @@ def save(request: SaveRequest) -> SaveReport:
             # Only now: before, a restore that still holds the lock would look like one that was killed,
             # and one that is killed while it is waited for would go unseen.
             refuse_unfinished(places)
-            _save(request, store, identity, roots, targets, excluded, report)
+            if request.kind == "files":
+                _save(request, store, identity, roots, targets, excluded, report)
+                return
+            with layouts_held(places, request.lock_timeout):
+                require_layouts(places)
+                _save(request, store, identity, roots, targets, excluded, report)
 
     save_once(store, identity, report, work, force=request.force, wait_seconds=request.wait_seconds)
     report.seconds = time.perf_counter() - begin

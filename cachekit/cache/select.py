@@ -9,13 +9,22 @@ from typing import Literal, NamedTuple
 from cachekit.archive.extract import check_contents
 from cachekit.archive.names import Roots, match_targets
 from cachekit.archive.read import Archive, open_archive
-from cachekit.errors import CachekitError, Refused, TargetNotNamed, Unreadable, Unsupported, Untrusted
+from cachekit.errors import (
+    CachekitError,
+    Refused,
+    TargetNotNamed,
+    Unreadable,
+    Unsupported,
+    Untrusted,
+    WrongContent,
+)
 from cachekit.model import EntryIdentity, Key, Platform, RestoreStatus, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.steps import step
 from cachekit.system.workers import worker_count
 
 __all__ = [
+    "Elsewhere",
     "ToTry",
     "Verdict",
     "attempt",
@@ -44,6 +53,15 @@ class ToTry(NamedTuple):
     name: str
     exact: bool
     wanted: str
+
+
+class Elsewhere(NamedTuple):
+    """An entry that was not even tried: its file name, platform, and why: ``word`` is platform or wrong-kind."""
+
+    name: str
+    platform: Platform
+    word: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +118,8 @@ def attempt(
             return [Verdict("miss")]
         except (Unsupported, Untrusted, Unreadable) as error:
             return [Verdict(status_of(error), error.id, error.message, error)]
+        except WrongContent as error:
+            return [Verdict("refused", error.id, error.message, error, certain=True, inode=inode)]
         except Refused as error:
             if inode is None or confirmed(store, path, name, inode):
                 return [
@@ -143,23 +163,29 @@ def names_to_try(
 
 def elsewhere(
     store: DirectoryStore, key: Key, restore_keys: list[str], platform: Platform, *, images: bool = False
-) -> Iterator[tuple[str, Platform]]:
-    """Yield (entry file name, platform) of entries that only their platform kept from being tried: why a miss.
+) -> Iterator[Elsewhere]:
+    """Yield entries that only their platform or kind kept from being tried, a few for each key: why a miss.
 
-    ``images``: of those with Docker images, else of those with files.
+    ``images``: those with Docker images were asked for, else those with files.
     """
     seen: set[str] = set()
     for prefix in (key.text, *restore_keys):
+        told: set[str] = set()
         for candidate in store.candidates(prefix, None):
             seal = candidate.seal
             if seal is None or seal.platform == platform or candidate.name in seen:
                 continue
-            if (seal.images is not None) != images:
+            if prefix == key.text and seal.key != key.text:
                 continue
-            if prefix != key.text or seal.key == key.text:
+            if (seal.images is not None) != images:
+                found = Elsewhere(candidate.name, seal.platform, "wrong-kind", _OTHER_KIND[images])
+            else:
+                reason = f"it was made for {seal.platform}, this is {platform} (--any-platform takes it)"
+                found = Elsewhere(candidate.name, seal.platform, "platform", reason)
+            if found.word not in told:
+                told.add(found.word)
                 seen.add(candidate.name)
-                yield candidate.name, seal.platform
-                break
+                yield found
 
 
 def status_of(error: CachekitError) -> RestoreStatus:

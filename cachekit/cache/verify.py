@@ -12,9 +12,10 @@ from cachekit.archive.check import check_archive
 from cachekit.archive.extract import Progress, check_contents, check_frames
 from cachekit.archive.read import Archive, open_archive
 from cachekit.errors import CachekitError, InvalidRequest, Refused, Unreadable
-from cachekit.model import Key, StoreAddress, VerifyReport
+from cachekit.model import EntryIdentity, Key, StoreAddress, VerifyReport
 from cachekit.store.directory import Candidate, DirectoryStore
 from cachekit.store.layout import ENTRY_NAME
+from cachekit.system.clock import image_platform, this_platform
 from cachekit.system.workers import worker_count
 
 __all__ = ["DEPTHS", "VerifyRequest", "entries_of", "is_file_argument", "is_path", "verify"]
@@ -99,10 +100,9 @@ def entries_of(store: DirectoryStore, name: str) -> Iterator[Candidate]:
 
 
 def _filed_under(name: str, key: Key) -> bool:
-    from cachekit.model import EntryIdentity
-    from cachekit.system.clock import this_platform
-
-    return name == EntryIdentity(key, this_platform()).file_name
+    return name in {
+        EntryIdentity(key, platform).file_name for platform in (this_platform(), image_platform())
+    }
 
 
 def _verify(

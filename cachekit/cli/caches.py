@@ -20,7 +20,7 @@ from cachekit.cli.render import to_json
 from cachekit.cli.settings import Settings
 from cachekit.errors import CachekitError, Interrupted, InvalidRequest
 
-__all__ = ["Asked", "Resolved", "Result", "asked_options", "restore_key_option", "run_each"]
+__all__ = ["Asked", "Resolved", "Result", "asked_options", "kind_option", "restore_key_option", "run_each"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -148,6 +148,16 @@ def restore_key_option(function: F) -> F:
         type=parse_text,
         metavar="PREFIX",
         help="Else the newest entry whose key begins so; may be repeated, first match wins.",
+    )(function)
+
+
+def kind_option(function: F) -> F:
+    """``--kind``."""
+    return click.option(
+        "--kind",
+        type=click.Choice(["files", "oci"]),
+        help="oci: the paths are OCI layouts (BuildKit's type=local caches), and must be whole ones.  "
+        "[default: the cache's, or files]",
     )(function)
 
 

@@ -10,7 +10,9 @@ import click
 
 from cachekit.cache.carry.exporting import ExportReport, ExportRequest, export
 from cachekit.cache.carry.importing import ImportedFile, ImportReport, ImportRequest, import_carried
-from cachekit.cli.caches import restore_key_option
+from cachekit.cache.carry.place import default_place
+from cachekit.cache.config.model import Cache
+from cachekit.cli.caches import Asked, Result, restore_key_option, run_each
 from cachekit.cli.options import (
     common,
     json_option,
@@ -26,7 +28,7 @@ from cachekit.cli.outputs import warn, write_outputs
 from cachekit.cli.progress import ProgressBar
 from cachekit.cli.render import details, printable, size, to_json
 from cachekit.cli.settings import Settings, settings_option
-from cachekit.errors import CachekitError, Missed, Refused, Unreadable
+from cachekit.errors import CachekitError, InvalidRequest, Missed, Refused, Unreadable
 from cachekit.trust import TrustMode
 
 __all__ = ["store"]
@@ -49,7 +51,7 @@ _lock_option = click.option(
 def store() -> None:
     """For runners whose disk does not stay: the CI's own cache carries one entry, as it is stored.
 
-    docs/carrying.md has the steps for GitHub and GitLab.
+    docs/carrying.md has the steps for GitHub and GitLab. Each command has --json.
 
     \b
     Examples:
@@ -59,8 +61,10 @@ def store() -> None:
 
 
 @store.command("export", short_help="Put the entry of a key where something else carries it.")
-@click.option("--key", type=parse_text, metavar="KEY", required=True, help="The key, matched exactly.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--key", type=parse_text, metavar="KEY", help="The key, matched exactly.")
 @restore_key_option
+@click.option("--all", "every", is_flag=True, help="All caches of the configuration.")
 @click.option(
     "--to",
     metavar="FILE|DIR",
@@ -81,6 +85,9 @@ def store() -> None:
 @common
 def export_command(
     settings: Settings,
+    names: tuple[str, ...],
+    key: str | None,
+    every: bool,
     restore_keys: tuple[str, ...],
     fail_on_miss: bool,
     trust: TrustMode | None,
@@ -90,24 +97,57 @@ def export_command(
     """Export one entry as it is: the same bytes, every frame checked, whole under its name or not there.
 
     Without such an entry what was exported before stays (exit 0, status "miss"). A damaged one is set aside, as by a
-    restore; if no other will do that is exit 4. Entries of Docker images go the same way.
+    restore; if no other will do that is exit 4. Entries of Docker images go the same way. Caches of the configuration
+    are exported by NAME, each into the directory of its name in DIR.
 
-    In GitHub Actions the outputs status, exported-key, path and bytes are written to $GITHUB_OUTPUT.
+    In GitHub Actions the outputs status, exported-key, path and bytes are written to $GITHUB_OUTPUT; of caches their
+    names begin with the cache's (node-status).
 
     \b
     Examples:
       cachekit store export --key "npm-$HASH"
+      cachekit store export --all
       cachekit store export --key "npm-$HASH" --restore-key npm- --to .cachekit
       cachekit store export --key "npm-$HASH" --to npm.tar.zst
     """
-    progress = ProgressBar("exporting")
-    address = with_trust(settings.address(), trust)
-    request = ExportRequest(store=address, restore_keys=list(restore_keys), progress=progress, **options)
+    if key is not None and names:
+        raise InvalidRequest("--key means one entry: name no caches besides", found=list(names))
+    asked = Asked(settings, key, names, every, restore_keys=restore_keys)
+
+    def work(cache: Cache | None) -> Result:
+        return _export_one(asked, cache, trust, dict(options), fail_on_miss=fail_on_miss)
+
     try:
-        report = export(request)
+        code, outputs = run_each(asked, work, _no_export, as_json=as_json)
     except CachekitError:
-        write_outputs({"status": "error", "exported-key": "", "path": "", "bytes": 0})
+        if key is not None:
+            write_outputs(_no_export(None))
         raise
+    for name, values in outputs:
+        write_outputs({f"{name}-{output}" if name else output: value for output, value in values.items()})
+    return code
+
+
+def _no_export(_cache: Cache | None) -> dict[str, object]:
+    """Return the outputs of an export that failed."""
+    return {"status": "error", "exported-key": "", "path": "", "bytes": 0}
+
+
+def _export_one(
+    asked: Asked,
+    cache: Cache | None,
+    trust: TrustMode | None,
+    options: dict[str, Any],
+    *,
+    fail_on_miss: bool,
+) -> Result:
+    address = with_trust(asked.settings.address(cache), trust)
+    what = asked.resolve(cache)
+    if cache is not None:
+        options["to"] = os.path.join(options["to"] or default_place(), cache.name, "")
+    progress = ProgressBar("exporting")
+    try:
+        report = export(ExportRequest(what.key, address, what.restore_keys, progress=progress, **options))
     finally:
         progress.close()
     for line in report.tried:
@@ -115,23 +155,18 @@ def export_command(
     for warning in report.warnings:
         warn(warning)
     click.echo(_exported(report, address.path), err=True)
-    write_outputs(
-        {
-            "status": report.status,
-            "exported-key": report.matched_key or "",
-            "path": report.path or "",
-            "bytes": report.archive_bytes,
-        }
-    )
-    if as_json:
-        click.echo(to_json(report))
-    if report.done:
-        return 0
-    if report.status == "unreadable":
-        return _softened(Unreadable.exit_code)
-    if report.status != "miss":
-        return _softened(Refused.exit_code)
-    return Missed.exit_code if fail_on_miss else 0
+    code = 0
+    if report.status == "miss":
+        code = Missed.exit_code if fail_on_miss else 0
+    elif not report.done:
+        code = _softened((Unreadable if report.status == "unreadable" else Refused).exit_code)
+    outputs = {
+        "status": report.status,
+        "exported-key": report.matched_key or "",
+        "path": report.path or "",
+        "bytes": report.archive_bytes,
+    }
+    return Result({field.name: getattr(report, field.name) for field in fields(report)}, code, outputs)
 
 
 def _exported(report: ExportReport, store_path: str) -> str:

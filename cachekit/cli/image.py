@@ -27,7 +27,7 @@ from cachekit.cli.outputs import check_dotenv, warn, write_outputs
 from cachekit.cli.progress import ProgressBar
 from cachekit.cli.prune import after_save
 from cachekit.cli.render import count, printable, size, to_json
-from cachekit.cli.restore import passed_over
+from cachekit.cli.restore import MISSES, passed_over, why_missed
 from cachekit.cli.settings import Settings, settings_option
 from cachekit.engine.streams import STALL_SECONDS
 from cachekit.errors import CachekitError, Missed, Refused
@@ -105,6 +105,13 @@ _stall_option = click.option(
     metavar="FILE|NAME",
     type=parse_directory,
     help="With --make-room: the plan, as for cachekit clean.",
+)
+@click.option(
+    "--source",
+    type=click.Choice(["auto", "engine"]),
+    default="auto",
+    show_default=True,
+    help="engine: take only what the engine sends, though its data root can be read faster.",
 )
 @_stall_option
 @trust_option
@@ -252,13 +259,14 @@ def load(
         raise
     passed_over(report)
     click.echo(loaded_line(report, request.restore_keys, store.path), err=True)
+    why_missed(report)
     record_restore(store, report)
     write_outputs(_outputs(report, report.status), dotenv)
     if as_json:
         click.echo(to_json({**_values(report), "cache_hit": report.status == "exact"}))
         click.get_current_context().find_root().ensure_object(dict)["answered"] = True
     if report.status not in {"exact", "partial", "miss"}:
-        refused = next(line for line in report.tried if line["verdict"] != "miss")
+        refused = next(line for line in report.tried if line["verdict"] not in MISSES)
         raise Refused(
             f"no images were loaded: {refused['entry']} was not used ({refused['verdict']})",
             hint="build or pull them and save them again; --soft-fail goes on as after a miss",

@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "explain": ("cachekit.cli.explain", "explain", "Say which entry a restore would use, and why."),
     "ls": ("cachekit.cli.listing", "ls", "List the entries of the store."),
     "show": ("cachekit.cli.listing", "show", "Show what an entry holds."),
+    "init": ("cachekit.cli.init", "init", "Propose caches and a CI snippet for a repository."),
     "config": ("cachekit.cli.config", "config", "Check or show the configuration."),
     "key": ("cachekit.cli.key", "key", "Print the key that a template gives."),
     "prune": ("cachekit.cli.prune", "prune", "Remove entries until the store is inside its limits."),

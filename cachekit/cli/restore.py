@@ -10,7 +10,7 @@ from cachekit.cache.config.model import Cache
 from cachekit.cache.restore import RestoreRequest
 from cachekit.cache.restore import restore as restore_entry
 from cachekit.cache.scoped import restore_scoped
-from cachekit.cli.caches import Asked, Result, asked_options, restore_key_option, run_each
+from cachekit.cli.caches import Asked, Result, asked_options, kind_option, restore_key_option, run_each
 from cachekit.cli.events import failures, record_restore
 from cachekit.cli.options import (
     common,
@@ -26,15 +26,15 @@ from cachekit.cli.progress import ProgressBar
 from cachekit.cli.render import count, details, printable, size
 from cachekit.cli.settings import Settings, settings_option
 from cachekit.errors import CachekitError, InvalidRequest, Missed, Refused, Unreadable
-from cachekit.model import EntryIdentity, Key, RestoreReport
-from cachekit.system.clock import this_platform
+from cachekit.model import RestoreReport
 from cachekit.trust import TrustMode
 
-__all__ = ["passed_over", "restore"]
+__all__ = ["MISSES", "passed_over", "restore", "why_missed"]
 
-#: So many untrusted entries are told of one by one: a store that was never signed may be full of them. The same for
-#: those of images.
-_MOST_LINES = 3
+#: Verdicts on entries that are as they should be, but of no use here: told only if nothing was restored.
+MISSES = frozenset({"miss", "wrong-kind"})
+#: So many untrusted entries are told of one by one: a store that was never signed may be full of them.
+_UNTRUSTED_LINES = 3
 
 
 @click.command(short_help="Restore the entry of a key, or of a restore key.")
@@ -48,6 +48,7 @@ _MOST_LINES = 3
     is_flag=True,
     help="File by file, where old and new do not fit beside each other; with --replace other files go first.",
 )
+@kind_option
 @click.option("--all-targets", is_flag=True, help="Also write targets of the entry that were not named.")
 @click.option("--any-platform", is_flag=True, help="Take entries made on another OS, architecture or libc.")
 @click.option(
@@ -151,6 +152,7 @@ def _restore_one(
     lookup_only = bool(options["lookup_only"])
     if cache is not None and not (replace or merge or in_place or lookup_only):
         replace, in_place = cache.mode == "replace", cache.in_place
+    options["kind"] = options["kind"] or (cache.kind if cache else "files")
     fail_on_miss, strict = options.pop("fail_on_miss"), options.pop("strict")
     mode: Any = "in-place" if in_place else "replace" if replace else "merge"
     progress = ProgressBar("restoring")
@@ -190,33 +192,27 @@ def _tell(report: RestoreReport, restore_keys: list[str], store: str, *, lookup_
     """Tell people: what was passed over and why, warnings, the closing line."""
     passed_over(report)
     click.echo(closing_line(report, restore_keys, store, lookup_only=lookup_only), err=True)
-    if not report.hit:
-        met = _of_other_kind(report)[:_MOST_LINES]
-        for line in report.tried:
-            if line["verdict"] == "miss" or line in met:
-                click.echo(f"  {printable(line['entry'])}: {printable(line['reason'])}", err=True)
-
-
-def _of_other_kind(report: RestoreReport) -> list[dict[str, object]]:
-    """Return what restore keys met that holds images, or files: it may well be meant to be passed over.
-
-    Under the key itself it can only be a mistake, and is told of aloud.
-    """
-    asked = EntryIdentity(Key(report.key), this_platform()).file_name
-    return [line for line in report.tried if line["verdict"] == "wrong-kind" and line["entry"] != asked]
+    why_missed(report)
 
 
 def passed_over(report: RestoreReport) -> None:
     """Tell people which entries were not used and why, and the warnings."""
     untrusted = [line for line in report.tried if line["verdict"] == "untrusted"]
-    quiet = untrusted[_MOST_LINES:] + _of_other_kind(report)
     for line in report.tried:
-        if line["verdict"] != "miss" and line not in quiet:
+        if line["verdict"] not in MISSES and line not in untrusted[_UNTRUSTED_LINES:]:
             _tell_passed_over(line, aside=line["entry"] in report.quarantined)
-    if (more := len(untrusted) - _MOST_LINES) > 0:
+    if (more := len(untrusted) - _UNTRUSTED_LINES) > 0:
         warn(f"{count(more, 'further entry', 'further entries')} not used (untrusted)")
     for warning in report.warnings:
         warn(warning)
+
+
+def why_missed(report: RestoreReport) -> None:
+    """Tell people which entries were no candidates, if there was no other."""
+    if not report.hit:
+        for line in report.tried:
+            if line["verdict"] in MISSES:
+                click.echo(f"  {printable(line['entry'])}: {printable(line['reason'])}", err=True)
 
 
 def _tell_passed_over(line: dict[str, object], *, aside: bool) -> None:
@@ -262,7 +258,7 @@ def _code(report: RestoreReport, *, fail_on_miss: bool, strict: bool) -> int:
     """Return 0, or what --strict and --fail-on-miss ask for."""
     if strict:
         verdicts = {str(line["verdict"]) for line in report.tried}
-        if verdicts & {"damaged", "forged", "unsafe", "unsupported", "untrusted", "refused"}:
+        if verdicts & {"damaged", "forged", "unsafe", "unsupported", "untrusted", "refused", "wrong-content"}:
             return Refused.exit_code
         if "unreadable" in verdicts:
             return Unreadable.exit_code

@@ -12,7 +12,7 @@ from cachekit.cache.config.model import Cache
 from cachekit.cache.save import SaveRequest
 from cachekit.cache.save import save as save_entry
 from cachekit.cli.budget import budget_from_environment
-from cachekit.cli.caches import Asked, Result, asked_options, run_each
+from cachekit.cli.caches import Asked, Result, asked_options, kind_option, run_each
 from cachekit.cli.cleaning import gone, rule_line
 from cachekit.cli.events import failures, record_save
 from cachekit.cli.options import (
@@ -53,6 +53,7 @@ _LEVEL = 3
     metavar="GLOB",
     help="Leave out names (*.log) or paths (pkg/*/test); may be repeated.",
 )
+@kind_option
 @click.option("--force", is_flag=True, help="Replace the entry if the key exists.")
 @click.option(
     "--wait", is_flag=True, help="Wait while another process saves this key, instead of leaving it to it."
@@ -167,6 +168,7 @@ def _save_one(asked: Asked, cache: Cache | None, trust: TrustMode | None, option
     if cache is not None:
         options["excludes"] = options["excludes"] or list(cache.excludes)
         options["family"] = options["family"] or cache.family or cache.name
+    options["kind"] = options["kind"] or (cache.kind if cache else "files")
     progress = ProgressBar("saving")
     plan, make_room = options.pop("plan"), options.pop("make_room")
     maker = options["make_room"] = _maker(plan, options, progress) if make_room else None

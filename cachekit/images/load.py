@@ -13,7 +13,7 @@ from cachekit.archive.extract import check_frames
 from cachekit.archive.images import HeldImage
 from cachekit.archive.read import Archive
 from cachekit.archive.write import Progress
-from cachekit.cache.select import attempt, names_to_try, status_without
+from cachekit.cache.select import attempt, elsewhere, names_to_try, status_without
 from cachekit.engine.client import Engine
 from cachekit.errors import EngineFailed, InvalidRequest
 from cachekit.images.engine import connected, engine_errors
@@ -111,6 +111,10 @@ def load_images(request: ImageLoadRequest) -> ImageLoadReport:
             verdicts.add(found[-1].status)
     else:
         report.status = status_without(verdicts)
+        if report.status == "miss" and not request.any_platform:
+            for other in elsewhere(store, key, request.restore_keys, platform, images=True):
+                word = "miss" if other.word == "platform" else other.word
+                report.passed_over(other.name, word, other.reason)
     report.seconds = time.perf_counter() - begin
     return report
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from cachekit.engine.client import Engine
 from cachekit.engine.objects import ImageDetails
 from cachekit.errors import InvalidRequest, NothingMatched
-from cachekit.model import Platform
-from cachekit.system.clock import this_platform
+from cachekit.system.clock import image_platform
 
 __all__ = ["Wanted", "image_platform", "resolve"]
 
@@ -29,12 +28,6 @@ class Wanted:
     def reference(self) -> str:
         """What the engine is asked for: the name, for an id alone would lose it."""
         return self.name or self.details.id
-
-
-def image_platform() -> Platform:
-    """Return the platform under which images are filed: an image brings its own C library."""
-    here = this_platform()
-    return Platform(here.os, here.arch, "any")
 
 
 def resolve(engine: Engine, asked: Sequence[str]) -> list[Wanted]:

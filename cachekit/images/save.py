@@ -7,17 +7,20 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cachekit.archive.check import check_archive
 from cachekit.archive.held import Held
 from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.seal import Seal
-from cachekit.archive.stream import write_stream
+from cachekit.archive.stream import StreamMember, write_stream
 from cachekit.archive.write import BaseRotten, Progress, Written
 from cachekit.cache.estimate import family_ratio
 from cachekit.cache.saving import is_stored, new_seal, save_once, take_room
 from cachekit.engine.client import Engine
-from cachekit.errors import CachekitError, Damaged, EngineFailed, InvalidRequest
+from cachekit.engine.objects import Info
+from cachekit.errors import CachekitError, Damaged, EngineFailed, InvalidRequest, Refused
+from cachekit.images.direct import NotFromHere, members_from_data_root
 from cachekit.images.engine import connected, engine_errors
 from cachekit.images.incoming import Look, members_of
 from cachekit.images.names import Wanted, image_platform, resolve
@@ -32,6 +35,8 @@ __all__ = ["ImageSaveReport", "ImageSaveRequest", "save_images"]
 _TARGETS = [Target("root", b".")]
 #: So many earlier entries are looked at for layers: the family's first, then the newest.
 _EARLIER = 4
+#: With and without earlier entries, from the data root and from the engine.
+_ATTEMPTS = 4
 #: What index, seal and a frame begun take at most besides the contents.
 _OVERHEAD = 1 << 20
 
@@ -53,6 +58,8 @@ class ImageSaveRequest:
     min_free: int = 0
     #: Pack every layer anew instead of copying those that an earlier entry holds.
     full: bool = False
+    #: "auto": read the engine's data root where that is possible; "engine": only what it sends.
+    source: Literal["auto", "engine"] = "auto"
     stall: float | None = None
     progress: Progress | None = None
     make_room: Callable[[int], None] | None = None
@@ -64,6 +71,8 @@ class ImageSaveReport(SaveReport):
     """What a save of images did. ``images`` has for each: names, id (of the config), platform, layers, bytes."""
 
     images: list[dict[str, object]] = field(default_factory=list)
+    #: Where the images came from: data-root or engine.
+    source: str = ""
 
 
 def save_images(request: ImageSaveRequest) -> ImageSaveReport:
@@ -107,12 +116,18 @@ def _save(
     wanted: list[Wanted],
     report: ImageSaveReport,
 ) -> None:
-    for full in (request.full, True):
+    full = request.full
+    report.source = "data-root" if request.source == "auto" else "engine"
+    for _ in range(_ATTEMPTS):
         with _earlier(request, store, identity, full=full) as earlier, store.temporary(identity) as temp:
             try:
-                written = _write(request, store, identity, engine, wanted, temp, Held(earlier))
+                written = _write(request, store, identity, engine, wanted, temp, Held(earlier), report)
             except BaseRotten:
                 report.warnings.append("a layer of an earlier entry is damaged, or another; all is new")
+                full = True
+                continue
+            except NotFromHere:
+                report.source = "engine"
                 continue
             _check(temp, store)
             outcome = store.publish(temp, identity, replace=request.force)
@@ -161,10 +176,14 @@ def _write(
     wanted: list[Wanted],
     temp: TempFile,
     held: Held,
+    report: ImageSaveReport,
 ) -> Written:
     family = _family(request, identity)
     ratio = family_ratio(store, family, "" if request.family else family, identity.platform)
-    _reserve(request, store, engine, wanted, temp, ratio)
+    with engine_errors("tell of itself"):
+        info = engine.info()
+    direct = members_from_data_root(info, wanted, held.sizes()) if report.source == "data-root" else None
+    _reserve(request, store, info, wanted, temp, ratio, copied=direct is None)
     look = Look()
 
     def seal() -> Seal:
@@ -172,24 +191,32 @@ def _write(
         described.images = look.images(wanted)
         return described
 
+    def write(members: Iterator[StreamMember]) -> Written:
+        return write_stream(
+            members,
+            temp,
+            level=request.level,
+            threads=worker_count(),
+            seal=seal,
+            seen=look.seen,
+            wants=look.wants,
+            held=held,
+            progress=request.progress,
+            trust=store.trust,
+        )
+
     try:
+        if direct is not None:
+            try:
+                return write(direct)
+            except (Damaged, EngineFailed) as error:  # the engine may know better
+                raise NotFromHere(str(error)) from None
         with (
             engine_errors("send the image"),
             engine.export([w.reference for w in wanted], stall=request.stall) as tar,
         ):
             try:
-                return write_stream(
-                    members_of(tar),
-                    temp,
-                    level=request.level,
-                    threads=worker_count(),
-                    seal=seal,
-                    seen=look.seen,
-                    wants=look.wants,
-                    held=held,
-                    progress=request.progress,
-                    trust=store.trust,
-                )
+                return write(members_of(tar))
             except Damaged as error:
                 said = f"it says: {tar.last_words}" if tar.last_words else str(error)
                 raise EngineFailed(f"the engine sent no whole image: {said}") from None
@@ -202,18 +229,18 @@ def _write(
 def _reserve(
     request: ImageSaveRequest,
     store: DirectoryStore,
-    engine: Engine,
+    info: Info,
     wanted: list[Wanted],
     temp: TempFile,
     ratio: float,
+    *,
+    copied: bool,
 ) -> None:
     """Look for room in the store, and in the engine's data root for the copy that it makes; then take the store's."""
     total = sum(one.details.size for one in wanted)
     need = int(total * ratio) + _OVERHEAD
-    with engine_errors("tell of itself"):
-        info = engine.info()
     needs = [Need(store.path, need, "the entry")]
-    if not info.containerd and info.roots:
+    if copied and not info.containerd and info.roots:
         needs.append(Need(info.roots[0], total, "the engine's copy while it saves"))
     require_room(needs[1:], min_free=0)
     take_room(store, temp, need, min_free=request.min_free, make_room=request.make_room)
@@ -222,9 +249,15 @@ def _reserve(
 
 
 def _check(temp: TempFile, store: DirectoryStore) -> None:
-    """Read the entry's seal and index back as a reader will. Raises Refused if that would refuse it."""
-    with Archive(os.fsencode(temp.name), os.dup(temp.fd), store.trust) as archive:
-        check_archive(archive)
+    """Read the entry's seal and index back as a reader will. Raises EngineFailed if that would refuse it."""
+    try:
+        with Archive(os.fsencode(temp.name), os.dup(temp.fd), store.trust) as archive:
+            check_archive(archive)
+    except Refused as error:
+        what = (
+            f" ({error.path.decode('utf-8', 'backslashreplace')!r})" if isinstance(error.path, bytes) else ""
+        )
+        raise EngineFailed(f"the engine sent what no entry may hold: {error.message}{what}") from None
 
 
 def _fill(report: ImageSaveReport, written: Written, earlier: list[Archive]) -> None:

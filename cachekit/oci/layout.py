@@ -46,12 +46,15 @@ class Ingest:
 
 
 class Layout:
-    """Use as a context manager. Raises NothingMatched if there is no such directory, SourceUnreadable."""
+    """Use as a context manager. Raises NothingMatched if there is no such directory, SourceUnreadable.
 
-    def __init__(self, path: str) -> None:
+    ``within``: a directory that ``path`` is relative to, without links.
+    """
+
+    def __init__(self, path: str, within: int | None = None) -> None:
         self.path = path
         try:
-            self.fd = open_directory(os.fsencode(path), follow=True)
+            self.fd = open_directory(os.fsencode(path), dir_fd=within, follow=within is None)
         except (FileNotFoundError, NotADirectoryError):
             raise NothingMatched(
                 "there is no such directory", path=path, hint="name the directory of type=local,dest=..."

@@ -67,15 +67,20 @@ class LayoutReport:
 
 
 def verify_layout(
-    path: str, *, threads: int = 2, quick: bool = False, progress: Progress | None = None
+    path: str,
+    *,
+    threads: int = 2,
+    quick: bool = False,
+    progress: Progress | None = None,
+    within: int | None = None,
 ) -> LayoutReport:
     """Verify the layout at ``path``; with ``quick`` existence and sizes only. Raises NothingMatched, SourceUnreadable.
 
-    A blob is hashed by one thread, blobs by several, the largest first.
+    A blob is hashed by one thread, blobs by several, the largest first. ``within``: see ``Layout``.
     """
     begin = time.perf_counter()
     known: dict[str, BlobFile] = {}
-    with Layout(path) as layout:
+    with Layout(path, within) as layout:
         for look in range(_LOOKS):
             report, index = _look(layout, known, threads=threads, quick=quick, progress=progress)
             # Damage stays; what a build is about to put right does not.

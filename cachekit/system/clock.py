@@ -8,7 +8,7 @@ import time
 
 from cachekit.model import Platform
 
-__all__ = ["host_name", "machine", "now_ns", "python_version", "this_platform"]
+__all__ = ["host_name", "image_platform", "machine", "now_ns", "python_version", "this_platform"]
 
 
 def now_ns() -> int:
@@ -24,6 +24,12 @@ def host_name() -> str:
 def this_platform() -> Platform:
     """Return the platform that this process runs on."""
     return Platform(*machine())
+
+
+def image_platform() -> Platform:
+    """Return the platform under which Docker images are filed: an image brings its own C library."""
+    here = this_platform()
+    return Platform(here.os, here.arch, "any")
 
 
 def machine() -> tuple[str, str, str]:

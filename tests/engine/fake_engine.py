@@ -68,9 +68,11 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 @contextmanager
-def fake_engine(directory: Path, api: str = "1.45") -> Iterator[FakeEngine]:
-    """Serve a fake engine on a socket in `directory`."""
-    fake = FakeEngine(directory / "fake.sock", api)
+def fake_engine(
+    directory: Path, api: str = "1.45", make: Callable[[Path, str], FakeEngine] = FakeEngine
+) -> Iterator[FakeEngine]:
+    """Serve a fake engine on a socket in `directory`; `make` gives one of another kind."""
+    fake = make(directory / "fake.sock", api)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

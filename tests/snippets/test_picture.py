@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from xml.etree import ElementTree
+import xml.etree.ElementTree as ET
 
 from docs.picture import COLUMNS, PICTURE, draw, lines
 
@@ -15,9 +15,7 @@ def same(text: list[str]) -> str:
 
 def drawn(svg: str) -> list[str]:
     """Read the lines of a picture."""
-    return [
-        element.text or "" for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
-    ]
+    return [element.text or "" for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
 
 
 def test_the_picture_is_of_a_real_run() -> None:

@@ -263,8 +263,13 @@ def _take_alias(store: DirectoryStore, archive: Archive, path: str) -> bytes | N
     Raises Damaged, Forged, Untrusted for an alias that may not be used: the entry may not have that key then.
     """
     _ = archive.seal
-    with read_errors(path):
-        data = read_alias(path)
+    try:
+        with read_errors(path):
+            data = read_alias(path)
+    except OSError:  # a link, a directory, a fifo
+        raise Damaged(
+            "what should be the entry's alias is no file", path=path + ALIAS_SUFFIX, rung="seal"
+        ) from None
     if data is None:
         return None
     found = alias_for(archive, data, store.trust)

@@ -9,7 +9,7 @@ import os
 from typing import TypeVar
 
 from cachekit.cache.config.find import PROJECT_FILE
-from cachekit.cache.config.model import Cache, Configuration, Mode, TrustName
+from cachekit.cache.config.model import Cache, Configuration, Kind, Mode, TrustName
 from cachekit.cache.keys.template import Template, parse_template
 from cachekit.errors import ConfigInvalid, InvalidRequest
 from cachekit.model import LEVELS, Namespace
@@ -20,6 +20,7 @@ from cachekit.tables.values import read_duration, read_percent, read_size, read_
 
 __all__ = ["examine", "fault_line", "load"]
 
+_KINDS: tuple[Kind, ...] = ("files", "oci")
 _MODES: tuple[Mode, ...] = ("merge", "replace")
 _TRUST: tuple[TrustName, ...] = ("none", "hmac")
 W = TypeVar("W", bound=str)
@@ -128,6 +129,7 @@ def _cache(name: str, table: Table) -> Cache:
         table.value("level", _read_level),
         table.text("family") or None,
         _one_of(table, "trust", _TRUST),
+        _one_of(table, "kind", _KINDS) or "files",
     )
     table.finish()
     return cache

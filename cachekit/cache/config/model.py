@@ -9,8 +9,9 @@ from cachekit.cache.keys.template import Template
 from cachekit.model import Namespace
 from cachekit.retention.budget import Budget
 
-__all__ = ["Cache", "Configuration", "Mode", "TrustName"]
+__all__ = ["Cache", "Configuration", "Kind", "Mode", "TrustName"]
 
+Kind = Literal["files", "oci"]
 Mode = Literal["merge", "replace"]
 TrustName = Literal["none", "hmac"]
 
@@ -30,6 +31,8 @@ class Cache:
     level: int | None = None
     family: str | None = None
     trust: TrustName | None = None
+    #: What its paths are: any files, or OCI layouts, which are then verified as such.
+    kind: Kind = "files"
 
 
 @dataclass(frozen=True, slots=True)
