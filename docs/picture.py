@@ -28,6 +28,8 @@ SAVE = f"cachekit save --key {KEY} node_modules"
 _WIDTH, _HEIGHT, _MARGIN = 8.43, 19, 16  # of a character at 14 px, of a line, around all
 _COLOURS = (("$ ", "#7ee787"), ("# ", "#8b949e"), ("cachekit: warning", "#f2cc60"), ("restored ", "#79c0ff"))
 
+_FONT = "ui-monospace, Menlo, Consolas, monospace"
+
 
 def lines() -> list[str]:
     """Run the story; return what stands in the terminal at its end, at most 80 characters a line."""
@@ -116,8 +118,7 @@ def draw(text: list[str]) -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
             "<title>A cut archive is refused, the job goes on, the cache heals</title>",
             f'<rect width="{width}" height="{height}" rx="8" fill="#0d1117"/>',
-            '<g font-family="ui-monospace, Menlo, Consolas, monospace" font-size="14" fill="#e6edf3" '
-            'xml:space="preserve">',
+            f'<g font-family="{_FONT}" font-size="14" fill="#e6edf3" xml:space="preserve">',
             *rows,
             "</g>",
             "</svg>",

@@ -15,7 +15,11 @@ from tests.support.capabilities import requires
 from tests.support.snapshots import Snapshot, assert_same_tree
 
 #: Those of a clean are in tests/removal, of a prune and of pins in tests/retention, of locks in tests/lock.
-STEPS = [step for step in steps.STEPS if not step.startswith(("carry.", "clean.", "prune.", "pin.", "lock."))]
+STEPS = [
+    step
+    for step in steps.STEPS
+    if not step.startswith(("carry.", "clean.", "prune.", "pin.", "lock.", "gc."))
+]
 SAVE = [step for step in STEPS if step.startswith("save.")]
 LINK = [step for step in STEPS if step.startswith("link.")]
 SAVES = {

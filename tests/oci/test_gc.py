@@ -1,0 +1,334 @@
+"""What `oci gc` removes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachekit.errors import Damaged
+from cachekit.oci.collect import CollectReport, CollectRequest, collect
+from cachekit.oci.graph import walk
+from cachekit.oci.layout import BlobFile
+from cachekit.oci.plan import plan_collection
+from cachekit.oci.verify import verify_layout
+from tests.crash.scene import die_at
+from tests.support.cli import Cli
+from tests.support.layouts import MadeLayout, content
+from tests.support.processes import wait_until
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> MadeLayout:
+    """A cache after three exports: the last one is named, the others left blobs behind."""
+    layout = MadeLayout(tmp_path / "layout")
+    for export in range(3):
+        layout.cache("latest", [content(0), content(10 + export, 5000)])
+    return layout
+
+
+def gc(layout: MadeLayout, **options: Any) -> CollectReport:
+    """Collect without waiting long."""
+    return collect(CollectRequest(str(layout.path), **{"settle": 0.0, **options}))
+
+
+def reachable(layout: MadeLayout) -> set[str]:
+    """Return what index.json leads to, by the walk that is tested elsewhere."""
+    index = (layout.path / "index.json").read_bytes()
+    return set(
+        walk(
+            index, lambda digest, size: (layout.path / "blobs" / digest.replace(":", "/")).read_bytes()
+        ).blobs
+    )
+
+
+def test_exactly_what_nothing_leads_to_goes(made: MadeLayout) -> None:
+    """After three exports the blobs of the first two go, what is named stays, and the bytes freed are told."""
+    needed, before = reachable(made), made.digests()
+    sizes = sum((made.path / "blobs" / digest.replace(":", "/")).stat().st_size for digest in before - needed)
+    report = gc(made)
+    assert made.digests() == needed
+    assert len(before - needed) == 6
+    assert report.freed == sizes
+    assert {line.name for line in report.removed} == before - needed
+    assert verify_layout(str(made.path)).ok
+    assert gc(made).removed == []
+
+
+def test_a_dry_run_changes_nothing_and_tells_the_same(made: MadeLayout) -> None:
+    """--dry-run tells what a collection then removes, and leaves every file as it is."""
+    before = made.digests()
+    planned = gc(made, dry_run=True)
+    assert planned.status == "dry-run"
+    assert made.digests() == before
+    assert {line.name for line in planned.removed} == {line.name for line in gc(made).removed}
+
+
+def test_young_blobs_stay(made: MadeLayout) -> None:
+    """What is younger than the grace time stays: a build may be about to name it."""
+    young = made.blob(content(77), age=30)
+    report = gc(made, grace=60)
+    assert young["digest"] in made.digests()
+    assert [line.name for line in report.kept] == [young["digest"]]
+    gc(made, grace=10)
+    assert young["digest"] not in made.digests()
+
+
+def test_unfinished_blobs(made: MadeLayout) -> None:
+    """A writer that gave up is cleared away; one that still writes makes the layout busy."""
+    old = made.ingest(1000, 7200)
+    assert gc(made).status == "done"
+    assert not old.exists()
+    made.blob(content(78))
+    now = made.ingest(1001, 1)
+    report = gc(made)
+    assert report.status == "busy"
+    assert now.exists()
+    assert made.digests() > reachable(made)
+
+
+def test_what_a_build_names_meanwhile_is_put_back(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that took an old blob for its own, and names it while it is aside, gets it back."""
+    old = made.references[0]
+    made.cache("latest", [content(0), content(99)])
+    made.name("latest", {name: old[name] for name in ("mediaType", "digest", "size")})
+    before = made.digests()
+    layer = made.file(made.blob(content(99)))
+
+    def sleep(_seconds: float) -> None:
+        assert not layer.exists()
+        made.cache("again", [content(0), content(99)])
+
+    monkeypatch.setattr("cachekit.oci.collect.time.sleep", sleep)
+    report = gc(made, settle=1)
+    assert report.status == "busy"
+    assert made.digests() >= before
+    assert verify_layout(str(made.path)).ok
+
+
+def test_what_was_named_without_a_write_is_put_back(
+    made: MadeLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that only writes index.json, for all its blobs are there, finds them there afterwards."""
+    latest = made.references[0]
+    manifest = json.loads(made.file(latest).read_bytes())
+    orphan = made.cache("other", [content(0), content(50)])
+    made.references = [one for one in made.references if one["digest"] != orphan["digest"]]
+    made.write_index()
+
+    def sleep(_seconds: float) -> None:
+        made.name("other", orphan)
+
+    monkeypatch.setattr("cachekit.oci.collect.time.sleep", sleep)
+    report = gc(made, settle=1)
+    assert report.restored
+    assert manifest["layers"]
+    assert verify_layout(str(made.path)).ok
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 9])
+def test_keep_tags(made: MadeLayout, keep: int) -> None:
+    """--keep-tags keeps the references that were exported last."""
+    for number in range(2):
+        made.cache(f"branch-{number}", [content(0), content(60 + number, 3000)])
+    report = gc(made, keep_tags=keep)
+    names = [
+        one["annotations"].popitem()[1]
+        for one in json.loads((made.path / "index.json").read_text())["manifests"]
+    ]
+    assert names == ["latest", "branch-0", "branch-1"][-keep:]
+    assert len(report.references) == max(0, 3 - keep)
+    assert made.digests() == reachable(made)
+    assert verify_layout(str(made.path)).ok
+
+
+def test_max_size(made: MadeLayout) -> None:
+    """--max-size drops the oldest references until the rest fits; the last one stays, and what is too much is told."""
+    for number in range(3):
+        made.cache(f"branch-{number}", [content(60 + number, 30_000)])
+    report = gc(made, max_size=65_000)
+    assert len(report.references) == 2
+    assert report.remaining <= 65_000
+    assert report.short_by == 0
+    assert sum(path.stat().st_size for path in made.path.glob("blobs/sha256/*")) == report.remaining
+    report = gc(made, max_size=1000)
+    assert len(json.loads((made.path / "index.json").read_text())["manifests"]) == 1
+    assert report.short_by > 0
+    assert verify_layout(str(made.path)).ok
+
+
+def test_a_damaged_layout_is_left_alone(made: MadeLayout) -> None:
+    """Where a manifest is damaged nobody knows what leads where, so nothing goes."""
+    manifest = made.file(made.references[0])
+    data = manifest.read_bytes()
+    before = made.digests()
+    for bad in (data[:-1], b"x" * len(data)):
+        manifest.write_bytes(bad)
+        with pytest.raises(Damaged):
+            gc(made)
+        assert made.digests() == before
+    manifest.unlink()
+    with pytest.raises(Damaged):
+        gc(made)
+    assert made.digests() | {made.references[0]["digest"]} == before
+
+
+def test_damage_of_what_nothing_needs_is_no_reason(made: MadeLayout) -> None:
+    """A damaged blob that nothing leads to is removed as others are."""
+    needed = reachable(made)
+    for digest in made.digests() - needed:
+        os.truncate(made.path / "blobs" / digest.replace(":", "/"), 1)
+    gc(made, grace=0)
+    assert made.digests() == needed
+
+
+@pytest.mark.parametrize("step", ["gc.index-written", "gc.aside", "gc.removed"])
+def test_a_kill_at_each_step(cli: Cli, step: str) -> None:
+    """Killed at any step, the layout is whole, and the next collection ends the work."""
+    layout = MadeLayout(cli.cwd / "cache")
+    for number in range(3):
+        layout.cache(f"b{number}", [content(number, 4000)])
+    layout.blob(content(9))
+    assert die_at(step, lambda: gc(layout, keep_tags=1)) == -signal.SIGKILL
+    assert verify_layout(str(layout.path)).ok
+    cli("oci", "gc", "cache", "--keep-tags=1", "--settle=0s").expect(0)
+    assert verify_layout(str(layout.path)).ok
+    assert layout.digests() == reachable(layout)
+    assert sorted(path.name for path in layout.path.iterdir()) == [
+        ".cachekit-locks",
+        "blobs",
+        "index.json",
+        "ingest",
+        "oci-layout",
+    ]
+
+
+def test_the_command(cli: Cli) -> None:
+    """Text for people, JSON with every line, exit 7 if the last reference alone is too large."""
+    layout = MadeLayout(cli.cwd / "cache")
+    layout.cache("latest", [content(1)])
+    layout.cache("latest", [content(2, 3000)])
+    assert "would free" in cli("oci", "gc", "cache", "--dry-run").expect(0).stderr
+    report = cli("oci", "gc", "cache", "--settle=0s", "--json").expect(0).json()
+    assert report["status"] == "done"
+    assert len(report["removed"]) == 3
+    done = cli("oci", "gc", "cache", "--max-size=1k", "--settle=0s").expect(7)
+    assert "the last reference alone" in done.stderr
+    cli("oci", "gc", "nowhere").expect(8)
+
+
+def test_it_waits_for_a_build_under_the_lock(cli: Cli) -> None:
+    """While a command runs under oci lock nothing is collected; who waits too long is told who holds it (6)."""
+    layout = MadeLayout(cli.cwd / "cache")
+    layout.cache("latest", [content(1)])
+    layout.blob(content(2))
+    with cli.start("oci", "lock", "cache", "--", "sh", "-c", "touch begun; sleep 60") as build:
+        wait_until((cli.cwd / "begun").exists, "the build runs")
+        done = cli("oci", "gc", "cache", "--lock-timeout=0").expect(6)
+        assert f"pid {build.pid}" in done.stderr
+        assert len(layout.digests()) == 4
+        build.send(signal.SIGTERM)
+        build.wait()
+    cli("oci", "gc", "cache", "--settle=0s").expect(0)
+    assert len(layout.digests()) == 3
+
+
+def test_a_lock_makes_the_directory_and_passes_the_code_on(cli: Cli) -> None:
+    """Oci lock makes a directory that is missing, runs the command under the lock, and ends with its code."""
+    cli("oci", "lock", "new", "--", "sh", "-c", "test -d new || exit 1; exit 9").expect(9)
+    cli("oci", "lock", "new", "--", "no-such-command").expect(127)
+    with cli.start("oci", "lock", "new", "--", "sh", "-c", "touch begun; sleep 60") as first:
+        wait_until((cli.cwd / "begun").exists, "the first runs")
+        os.symlink("new", cli.cwd / "link")
+        cli("oci", "lock", "link", "--timeout=0", "--", "true").expect(122)
+        cli("lock", "run", "oci", "--dir", "new", "--timeout=0", "--", "true").expect(122)
+        first.send(signal.SIGTERM)
+        first.wait()
+
+
+def test_buildkits_lock_is_respected(made: MadeLayout) -> None:
+    """index.json is only rewritten under BuildKit's own lock, and read only while nobody writes it."""
+    import fcntl
+
+    lock = os.open(made.path / "index.json.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    made.cache("second", [content(5)])
+    ended = threading.Event()
+
+    def run() -> None:
+        gc(made, keep_tags=1)
+        ended.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    time.sleep(0.3)
+    assert not ended.is_set()
+    assert len(json.loads((made.path / "index.json").read_text())["manifests"]) == 2
+    os.unlink(made.path / "index.json.lock")
+    os.close(lock)
+    thread.join(20)
+    assert len(json.loads((made.path / "index.json").read_text())["manifests"]) == 1
+    assert not (made.path / "index.json.lock").exists()
+
+
+_NAMES = st.sampled_from([f"sha256:{number:064x}" for number in range(1, 13)])
+
+
+@given(
+    manifests=st.lists(st.lists(_NAMES, max_size=4), max_size=5),
+    orphans=st.dictionaries(_NAMES, st.integers(0, 100), max_size=12),
+    keep=st.none() | st.integers(1, 4),
+    most=st.none() | st.integers(0, 500),
+    grace=st.integers(0, 50),
+)
+def test_the_plan(
+    manifests: list[list[str]],
+    orphans: dict[str, int],
+    keep: int | None,
+    most: int | None,
+    grace: int,
+) -> None:
+    """Whatever is there: nothing that a remaining reference needs goes, all else that is old goes, one stays."""
+    documents = {
+        f"sha256:{100 + number:064x}": json.dumps(
+            {
+                "config": {"digest": "sha256:" + "f" * 64, "size": 1},
+                "layers": [{"digest": one, "size": 10} for one in layers],
+            }
+        ).encode()
+        for number, layers in enumerate(manifests)
+    }
+    media = "application/vnd.oci.image.manifest.v1+json"
+    index = {"manifests": [{"digest": d, "size": len(b), "mediaType": media} for d, b in documents.items()]}
+    graph = walk(json.dumps(index).encode(), lambda digest, size: documents.get(digest))
+    files = {digest: BlobFile(digest, 10, 1000 - age, 1) for digest, age in orphans.items()}
+    files |= {digest: BlobFile(digest, 10, 0, 1) for blob in manifests for digest in blob}
+    files |= {digest: BlobFile(digest, len(data), 0, 1) for digest, data in documents.items()}
+    plan = plan_collection(graph, files, [], now_ns=1000, grace_ns=grace, keep_tags=keep, max_size=most)
+    alive = [number for number in range(len(manifests)) if number not in plan.dropped]
+    assert plan.dropped == list(range(len(plan.dropped)))
+    if manifests:
+        assert alive
+    needed = {digest for number in alive for digest in manifests[number]}
+    needed |= {digest for number, digest in enumerate(documents) if number in alive}
+    removed = {line.name for line in plan.removed}
+    assert not removed & needed
+    left = set(files) - removed
+    for digest in left - needed:
+        assert digest not in graph.blobs
+        assert 1000 - files[digest].mtime_ns < grace
+    if keep is not None:
+        assert len(alive) <= keep
+    assert plan.remaining == sum(files[digest].size for digest in needed if digest in files)
+    if most is not None and not plan.short_by:
+        assert plan.remaining <= most
+    if most is not None and plan.short_by:
+        assert len(alive) <= 1
