@@ -23,7 +23,7 @@ from typing import Literal
 from cachekit.errors import Damaged, SourceUnreadable
 from cachekit.oci.graph import Graph, walk
 from cachekit.oci.layout import ASIDE, Layout
-from cachekit.oci.plan import CollectPlan, Line, plan_collection
+from cachekit.oci.plan import WRITING_NS, CollectPlan, Line, plan_collection
 from cachekit.system.clock import now_ns
 from cachekit.system.files import open_directory, random_name, remove_tree
 from cachekit.system.publish import TempFile, link_as
@@ -108,7 +108,7 @@ def _collect(request: CollectRequest, layout: Layout, report: CollectReport) -> 
         return
     if not plan.removed and not plan.dropped:
         return
-    if any(now - one.mtime_ns < request.grace * 1e9 for one in layout.ingests()):
+    if any(now - one.mtime_ns < max(request.grace * 1e9, WRITING_NS) for one in layout.ingests()):
         report.status = "busy"
         report.references = []
         return

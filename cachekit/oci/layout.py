@@ -38,7 +38,7 @@ class BlobFile:
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """A blob that was being written. ``mtime_ns``: of the youngest file in it."""
+    """A blob that was being written. ``mtime_ns``: of its directory or the youngest file in it."""
 
     name: str
     size: int
@@ -151,10 +151,12 @@ class Layout:
     def ingests(self) -> list[Ingest]:
         """Return what is being written, or was when its writer was killed."""
         found = []
-        for name in sorted(self._names("ingest")):
-            files = self._entries(f"ingest/{name}")
-            size = sum(info.st_size for file, info in files if file == "data")
-            found.append(Ingest(name, size, max((info.st_mtime_ns for _, info in files), default=0)))
+        for name, own in sorted(self._entries("ingest")):
+            if stat.S_ISDIR(own.st_mode):
+                files = self._entries(f"ingest/{name}")
+                size = sum(info.st_size for file, info in files if file == "data")
+                youngest = max([own.st_mtime_ns, *(info.st_mtime_ns for _, info in files)])
+                found.append(Ingest(name, size, youngest))
         return found
 
     def asides(self) -> list[str]:
