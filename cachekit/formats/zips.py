@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -35,7 +37,15 @@ def check_zip(file: BinaryIO) -> ZipSummary:
     try:
         with zipfile.ZipFile(file) as archive:
             return _checked(archive, file, size)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        struct.error,
+        EOFError,
+        OSError,
+        ValueError,
+    ) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise Damaged(f"the zip file is damaged: {error}", rung="structure", found=size) from None
@@ -71,6 +81,9 @@ def _checked(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> ZipSummary:
     # zipfile looks for the end record wherever it may be.
     last = size - _END - len(archive.comment)
     file.seek(max(0, last))
-    if last < end or file.read(len(_SIGNATURE)) != _SIGNATURE:
+    record = file.read(_END)
+    if record.startswith(_SIGNATURE) and record[-2:] != len(archive.comment).to_bytes(2, "little"):
+        raise Damaged("the zip file ends inside its comment", rung="structure", found=size)
+    if last < end or not record.startswith(_SIGNATURE):
         raise Damaged("something follows the end of the zip file", rung="structure", offset=last)
     return ZipSummary(len(members), content, encrypted)

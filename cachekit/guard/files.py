@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -206,6 +207,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         os.close(fd)
         raise SourceUnreadable("this is no regular file", path=path, hint="name a file")
     with open(fd, "rb", buffering=0) as file:
+        os.set_blocking(fd, True)  # a command may be given this very descriptor
         try:
             yield file
         except OSError as error:
@@ -232,6 +234,8 @@ def _manifest(path: str, trust: Trust) -> FileSeal | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno in {errno.ENAMETOOLONG, errno.ENOTDIR}:
+            return None  # none can be there; of the file itself its own opening tells
         raise Unreadable(f"cannot open the manifest: {error.strerror}", path=place, hint="") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
