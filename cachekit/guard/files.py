@@ -185,9 +185,10 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         ) from None
     except OSError as error:
         raise SourceUnreadable(f"cannot open the file: {error.strerror}", path=path, hint="") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):  # Python opens no directory
+        os.close(fd)
+        raise SourceUnreadable("this is no regular file", path=path, hint="name a file")
     with open(fd, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise SourceUnreadable("this is no regular file", path=path, hint="name a file")
         os.set_blocking(fd, True)  # a command may be given this very descriptor
         try:
             yield file
@@ -218,9 +219,10 @@ def _manifest(path: str, trust: Trust) -> FileSeal | None:
         if error.errno in {errno.ENAMETOOLONG, errno.ENOTDIR}:
             return None  # none can be there; of the file itself its own opening tells
         raise Unreadable(f"cannot open the manifest: {error.strerror}", path=place, hint="") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Damaged("the manifest is no regular file", path=place, rung="seal")
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise Damaged("the manifest is no regular file", path=place, rung="seal")
         data = file.read(MAX_BYTES + 1)
     try:
         if len(data) > MAX_BYTES:
