@@ -38,7 +38,7 @@ class BlobFile:
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """A blob that was being written. ``mtime_ns``: of the youngest file in it."""
+    """A blob that was being written. ``mtime_ns``: of its directory or the youngest file in it."""
 
     name: str
     size: int
@@ -90,9 +90,10 @@ class Layout:
             raise SourceUnreadable(
                 f"cannot read {name}: {error.strerror}", path=os.path.join(self.path, name)
             ) from None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            return None
         with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
             return file.read(DOCUMENT_BYTES)
 
     @contextlib.contextmanager
@@ -151,10 +152,12 @@ class Layout:
     def ingests(self) -> list[Ingest]:
         """Return what is being written, or was when its writer was killed."""
         found = []
-        for name in sorted(self._names("ingest")):
-            files = self._entries(f"ingest/{name}")
-            size = sum(info.st_size for file, info in files if file == "data")
-            found.append(Ingest(name, size, max((info.st_mtime_ns for _, info in files), default=0)))
+        for name, own in sorted(self._entries("ingest")):
+            if stat.S_ISDIR(own.st_mode):
+                files = self._entries(f"ingest/{name}")
+                size = sum(info.st_size for file, info in files if file == "data")
+                youngest = max([own.st_mtime_ns, *(info.st_mtime_ns for _, info in files)])
+                found.append(Ingest(name, size, youngest))
         return found
 
     def asides(self) -> list[str]:
@@ -176,9 +179,10 @@ class Layout:
             fd = self.open_blob(digest)
         except OSError:
             return None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            return None
         with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
             data = file.read(size + 1)
         return data if len(data) == size else None
 

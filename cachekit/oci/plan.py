@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from cachekit.oci.graph import Graph, Reference
 from cachekit.oci.layout import BlobFile, Ingest
 
-__all__ = ["CollectPlan", "Line", "plan_collection"]
+__all__ = ["WRITING_NS", "CollectPlan", "Line", "plan_collection"]
+
+#: A blob that grew so lately is being written, whatever the grace time: its writer would fail without its files.
+WRITING_NS = 60 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def plan_collection(
         else:
             plan.removed.append(line)
     for ingest in ingests:
-        if now_ns - ingest.mtime_ns < grace_ns:
+        if now_ns - ingest.mtime_ns < max(grace_ns, WRITING_NS):
             plan.kept.append(Line("ingest", ingest.name, ingest.size, "younger than the grace time"))
         else:
             plan.removed.append(Line("ingest", ingest.name, ingest.size, "its writer has given up"))

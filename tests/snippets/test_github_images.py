@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.capabilities import requires
-from tests.support.docker import DockerHost, docker_engine
+from tests.support.docker import DockerHost, Release, docker_engine
+from tests.support.filesystems import tmpfs
 from tests.support.github import WORKFLOWS, Runner, entries
 from tests.support.in_process import cut
 
@@ -102,3 +103,70 @@ def test_sealed_archives(runner: Runner, host: DockerHost) -> None:
     assert runner(workflow).expect().steps[-2:] == ["Load", "Test"], (
         "the newer archive goes before the cut one"
     )
+
+
+#: All but the registry is real: what is pushed there stays in the engine, and the list of images is only noted. Each
+#: platform's runner is a new machine, and so its builder remembers nothing.
+DOCKER = """#!/bin/bash
+arguments=()
+for argument; do
+  case $argument in
+    type=image,*push=true) argument=${argument%%,push-by-digest=*} ;;
+    imagetools) printf '%%s\\n' "$@" >>"%(noted)s"; exit ;;
+  esac
+  arguments+=("$argument")
+done
+"%(docker)s" builder prune --all --force >/dev/null
+exec "%(docker)s" "${arguments[@]}"
+"""
+
+
+@requires("docker_trixie", "actions_cache", "tmpfs")
+@pytest.mark.xdist_group("engines")
+def test_multi_platform() -> None:
+    """Each platform's build cache is carried by itself, used by the next build, refused if cut; images are joined."""
+    workflow = WORKFLOWS / "multi-platform.yml"
+    # BuildKit of an engine without a bridge: a builder of buildx's own would be an image that no test can fetch.
+    with docker_engine(release=Release("trixie", containerd=True)) as host, tmpfs(60 << 30) as roomy:
+        own = host.environment
+        variables = {"DOCKER_HOST": own["DOCKER_HOST"], "DOCKER_CONFIG": own["DOCKER_CONFIG"]}
+        variables |= {
+            "BUILDX_BUILDER": "default",
+            "DOCKER_ROOT": str(roomy.path),
+            "BUILDKIT_PROGRESS": "plain",
+        }
+        runner = Runner(roomy.path / "runner", variables)
+        noted = roomy.path / "noted"
+        docker = runner.base / "bin/docker"
+        docker.write_text(DOCKER % {"docker": host.command, "noted": noted})
+        docker.chmod(0o755)
+        runner.make_image_project()
+
+        def build(name: str) -> str:
+            """Build for one platform, on a new machine."""
+            host.empty()
+            runner.new_machine()
+            return runner(workflow, "-j", "build", "--matrix", f"name:{name}").expect().text
+
+        for name in ("amd64", "arm64"):
+            first = build(name)
+            assert "carried: nothing" in first, "the other platform's cache is not taken"
+            assert f"saved buildkit-{name}-" in first
+            assert " CACHED" not in first
+
+        again = build("amd64")
+        assert "restored buildkit-amd64-" in again
+        assert " CACHED" in again
+
+        runner.change_carried(lambda _, content: content[: len(content) // 2])
+        refused = build("amd64")
+        assert "cachekit: warning: " in refused
+        assert " CACHED" not in refused
+        assert "saved buildkit-amd64-" in refused
+
+        runner(workflow).expect()
+        joined = noted.read_text().splitlines()
+        assert joined[:4] == ["buildx", "imagetools", "create", "--tag"]
+        assert joined[4].startswith("ghcr.io/shop/shop:")
+        assert len(set(joined[5:])) == 2
+        assert all(image.startswith("ghcr.io/shop/shop@sha256:") for image in joined[5:])

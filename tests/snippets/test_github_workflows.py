@@ -127,3 +127,49 @@ def test_five_steps(roomy_runner: Runner) -> None:
     assert third.steps[-4:] == ["Install", "Build", "Room for the save", "Save"]
 
     assert runner(workflow).expect().outputs("cache")["status"] == "exact"
+
+
+@requires("actions_cache", "tmpfs")
+def test_hosted(roomy_runner: Runner) -> None:
+    """actions/cache carries one entry: each run is on a new machine; a cut entry is refused on arrival, and heals."""
+    runner, workflow = roomy_runner, WORKFLOWS / "hosted.yml"
+    first = runner(workflow).expect()
+    assert first.outputs("cache")["status"] == "miss"
+    assert first.steps[-3:] == ["Save", "Put the entry where it is carried from", "Carry it"]
+
+    runner.new_machine()
+    second = runner(workflow).expect()
+    assert (second.outputs("cache")["status"], second.outputs("cache")["cache-hit"]) == ("exact", "true")
+    assert second.steps[-1] == "Build", "nothing is saved or carried again"
+
+    runner.new_machine()
+    seen = []
+
+    def cut_in_half(name: str, content: bytes) -> bytes:
+        seen.append(name.rpartition("/")[2])
+        return content[: len(content) // 2]
+
+    runner.change_carried(cut_in_half)
+    assert seen[-1:] == ["cachekit-entry.tar.zst"], "it carries one entry, and nothing else"
+    third = runner(workflow).expect()
+    assert "cachekit: warning:" in third.text
+    assert "cachekit-entry.tar.zst" in third.text
+    assert third.outputs("cache")["cache-hit"] == "false"
+    assert third.steps[-1] == "Carry it"
+
+    runner.new_machine()
+    healed = runner(workflow).expect()
+    assert (healed.outputs("cache")["status"], healed.steps[-1]) == ("exact", "Build")
+
+
+@requires("actions_cache", "tmpfs")
+def test_hosted_after_a_change(roomy_runner: Runner) -> None:
+    """With other dependencies the entry of the old ones is carried in, used, and a new one is carried on."""
+    runner, workflow = roomy_runner, WORKFLOWS / "hosted.yml"
+    runner(workflow).expect()
+    runner.make_node_project("2.0.0")
+    for status, last in (("partial", "Carry it"), ("exact", "Build")):
+        runner.new_machine()
+        done = runner(workflow).expect()
+        assert (done.outputs("cache")["status"], done.steps[-1]) == (status, last)
+        assert "built with left 2.0.0" in done.text

@@ -13,7 +13,7 @@ from tests.support.capabilities import requires
 from tests.support.ordinary_user import PROJECT
 
 SNIPPETS = PROJECT / "ci-snippets"
-WORKFLOWS = sorted((SNIPPETS / "github/workflows").glob("*.yml"))
+WORKFLOWS = [*sorted((SNIPPETS / "github/workflows").glob("*.yml")), SNIPPETS / "init/github.yml"]
 ACTIONS = sorted((SNIPPETS / "github").rglob("action.yml"))
 SCRIPTS = sorted(
     path for path in SNIPPETS.rglob("*") if path.is_file() and path.read_bytes().startswith(b"#!")

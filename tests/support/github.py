@@ -45,9 +45,20 @@ if ('%(name)s' === 'restore') {
   const found = await cache.restoreCache(lines('path'), input('key'), lines('restore-keys'));
   appendFileSync(process.env.GITHUB_OUTPUT, `cache-matched-key=${found ?? ''}\\n`);
   console.log(`carried: ${found ?? 'nothing'}`);
+} else if (await cache.restoreCache(lines('path'), input('key'), [], { lookupOnly: true }) === input('key')) {
+  console.log('carried already: a key is written once'); // GitHub's server refuses it, act's would not
 } else {
   await cache.saveCache(lines('path'), input('key'));
 }
+"""
+_UPLOAD = """
+import { cpSync } from 'node:fs';
+import { dirname } from 'node:path';
+cpSync(dirname(process.env.INPUT_PATH), '%(artifacts)s', { recursive: true });
+"""
+_DOWNLOAD = """
+import { cpSync } from 'node:fs';
+cpSync('%(artifacts)s', process.env.INPUT_PATH, { recursive: true });
 """
 
 
@@ -116,12 +127,25 @@ class Runner:
         left_out = shutil.ignore_patterns("__pycache__")
         for part in ("cachekit", "ci-snippets"):
             shutil.copytree(PROJECT / part, self.base / "actions" / part, ignore=left_out)
+        self.actions = {"OWNER/cachekit": self.base / "actions", "actions/cache": self.base / "actions-cache"}
         for name in ("restore", "save"):
-            stand_in = self.base / "actions-cache" / name
-            stand_in.mkdir(parents=True)
-            action = {"name": name, "description": name, "runs": {"using": "node24", "main": "index.mjs"}}
-            stand_in.joinpath("action.yml").write_text(yaml.safe_dump(action))
-            stand_in.joinpath("index.mjs").write_text(_CACHE_CLIENT % {"npm": tools.NPM, "name": name})
+            self._stand_in(
+                "actions/cache", name, "index.mjs", _CACHE_CLIENT % {"npm": tools.NPM, "name": name}
+            )
+        for name in ("docker/setup-buildx-action", "docker/login-action"):
+            self._stand_in(name, "", "index.mjs", "")
+        for name, script in (("upload", _UPLOAD), ("download", _DOWNLOAD)):
+            text = script % {"artifacts": self.base / "artifacts"}
+            self._stand_in(f"actions/{name}-artifact", "", "index.mjs", text)
+
+    def _stand_in(self, name: str, below: str, main: str, script: str) -> None:
+        """Make an action that is used instead of one that GitHub would fetch."""
+        self.actions[name] = self.base / name.replace("/", "-")
+        place = self.actions[name] / below
+        place.mkdir(parents=True)
+        action = {"name": name, "description": name, "runs": {"using": "node24", "main": main}}
+        place.joinpath("action.yml").write_text(yaml.safe_dump(action))
+        place.joinpath(main).write_text(script)
 
     @property
     def repository(self) -> Path:
@@ -187,11 +211,11 @@ class Runner:
         arguments += [word for name in _RUNS_HERE for word in ("-P", f"{name}=-self-hosted")]
         arguments += ["--cache-server-addr", "127.0.0.1", "--cache-server-path", str(self.base / "carried")]
         arguments += ["--var", f"CACHEKIT_STORE={self.store}"]
-        for name, commit in _actions(workflow):
-            if name in {"OWNER/cachekit", "actions/cache"}:
-                copy = self.base / ("actions" if name == "OWNER/cachekit" else "actions-cache")
+        for name, commit in sorted(_actions(workflow)):
+            if (copy := self.actions.get(name)) is not None:
                 arguments += ["--local-repository", f"{name}@{commit}={copy}"]
-        self.runs += 1  # each has a number of its own, as on GitHub
+        shutil.rmtree(self.base / "artifacts", ignore_errors=True)
+        self.runs += 1  # each has a number, and artifacts, of its own, as on GitHub
         for name, value in {"GITHUB_RUN_ID": str(self.runs), **self.variables}.items():
             arguments += ["--env", f"{name}={value}"]
         return Log(

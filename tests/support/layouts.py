@@ -96,6 +96,7 @@ class MadeLayout:
         for name, data in (("data", bytes(size)), ("ref", b"x"), ("startedat", b"t")):
             (directory / name).write_bytes(data)
             self.age(directory / name, age)
+        self.age(directory, age)
         return directory
 
 
