@@ -240,7 +240,8 @@ def _said(lines: list[bytes]) -> Iterator[tuple[str, str]]:
         except (ValueError, RecursionError):
             value = {"stream": line.decode("utf-8", "replace")}
         if isinstance(value, dict):
-            error, text = value.get("error"), value.get("stream")
+            detail, text = value.get("errorDetail"), value.get("stream")
+            error = value.get("error") or (detail.get("message") if isinstance(detail, dict) else None)
             yield error if isinstance(error, str) else "", text if isinstance(text, str) else ""
 
 
