@@ -35,7 +35,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "check",
         "Check files: against their manifests, or for what their format promises.",
     ),
-    "guard": ("cachekit.cli.files", "guard", "Check files, then run a command; do not run it if one is refused."),
+    "guard": (
+        "cachekit.cli.files",
+        "guard",
+        "Check files, then run a command; do not run it if one is refused.",
+    ),
     "explain": ("cachekit.cli.explain", "explain", "Say which entry a restore would use, and why."),
     "ls": ("cachekit.cli.listing", "ls", "List the entries of the store."),
     "show": ("cachekit.cli.listing", "show", "Show what an entry holds."),
