@@ -27,7 +27,7 @@ def build(workdir: Path, trees: list[Tree]) -> None:
     lines = ["FROM scratch"]
     for tree in trees:
         with tarfile.open(context / f"{tree.name}.tar", "w") as tar:
-            tar.add(tree.parent / tree.path, tree.name)
+            tar.add(tree.root / tree.target, tree.name)
         lines.append(f"ADD {tree.name}.tar /")
     for name, seed in ((NAME, b"1"), (CHANGED, b"2")):
         (context / "last").write_bytes(seed * 20_000_000)
@@ -89,7 +89,9 @@ def measure(
         [
             Subject("image load", lambda: run(loading, env=env), prepare=forget, check=has),
             Subject(
-                "docker load", lambda: run(["zstd", "-dc", str(archive)], ["docker", "load", "-q"]), prepare=forget
+                "docker load",
+                lambda: run(["zstd", "-dc", str(archive)], ["docker", "load", "-q"]),
+                prepare=forget,
             ),
         ],
         rounds,
