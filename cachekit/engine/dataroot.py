@@ -151,7 +151,7 @@ class Layer:
                     step = json.loads(line)
                     kind = step["type"]
                     if kind == _SEGMENT:
-                        yield base64.b64decode(step["payload"]), None, 0
+                        yield base64.b64decode(step["payload"], validate=True), None, 0
                     elif kind == _FILE:
                         size = step.get("size", 0)
                         if type(size) is not int or size < 0:
@@ -166,7 +166,7 @@ class Layer:
 
 def _name(step: dict[str, Any]) -> bytes:
     raw = step.get("name_raw")
-    name = base64.b64decode(raw) if raw else step["name"].encode("utf-8")
+    name = base64.b64decode(raw, validate=True) if raw else step["name"].encode("utf-8")
     parts = [part for part in name.split(b"/") if part not in {b"", b"."}]
     if not parts or b".." in parts:
         raise NotFromHere("a layer's recipe names a file outside the layer")
