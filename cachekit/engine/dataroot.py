@@ -174,21 +174,24 @@ def _name(step: dict[str, Any]) -> bytes:
 
 
 class _FileContent:
-    """A regular file."""
+    """A regular file; its descriptor is closed with the object."""
 
     def __init__(self, path: str) -> None:
+        self._fd = -1
         try:
-            fd = os.open(path, _FLAGS)
+            self._fd = os.open(path, _FLAGS)
         except OSError as error:
             raise NotFromHere(f"a content cannot be opened: {error.strerror}") from None
-        self._file = open(fd, "rb", buffering=0)  # noqa: SIM115 - closed with the object
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            self._file.close()
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             raise NotFromHere("a content is no file")
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
 
     def readinto(self, buffer: memoryview) -> int:
         try:
-            return self._file.readinto(buffer) or 0
+            return os.readv(self._fd, [buffer])
         except OSError as error:
             raise NotFromHere(f"a content cannot be read: {error.strerror}") from None
 
