@@ -141,7 +141,7 @@ class _Zstd:
             if "too much memory" in str(error):
                 raise Unsupported(
                     "the zstd file was made with a window of more than 128 MiB, and is not decompressed here",
-                    hint="seal it where it is made, before anything can cut it; or make it without --long=28 and above",
+                    hint="make it without --long=28 and above",
                 ) from None
             raise ValueError(str(error)) from None
         self.eof, self.unused = self._inner.eof, self._inner.unused_data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import struct
@@ -15,6 +16,8 @@ from cachekit.errors import Damaged, Unsupported
 __all__ = ["ZipSummary", "check_zip"]
 
 _PIECE = 1 << 20
+#: zipfile hands out all that as much compressed input gives, for bzip2 and LZMA: 4 KiB give some 80 MB at most.
+_PIECE_UNBOUNDED = 4 << 10
 #: The end record without its comment.
 _END = 22
 _SIGNATURE = b"PK\x05\x06"
@@ -45,8 +48,9 @@ def check_zip(file: BinaryIO) -> ZipSummary:
         EOFError,
         OSError,
         ValueError,
+        OverflowError,
     ) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in {None, errno.EINVAL}:  # EINVAL: a seek before 0
             raise
         raise Damaged(f"the zip file is damaged: {error}", rung="structure", found=size) from None
     except (NotImplementedError, RuntimeError) as error:
@@ -73,8 +77,10 @@ def _checked(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> ZipSummary:
         if info.flag_bits & _ENCRYPTED:
             encrypted += 1
             continue
+        bounded = info.compress_type in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+        piece = _PIECE if bounded else _PIECE_UNBOUNDED
         with archive.open(info) as member:
-            while data := member.read(_PIECE):
+            while data := member.read(piece):
                 content += len(data)
         if content > 1 << 62:
             raise Damaged("the zip file holds more than there is", rung="structure")

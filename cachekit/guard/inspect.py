@@ -113,8 +113,11 @@ def _look(source: _Hashing, file: BinaryIO, findings: Findings) -> None:
         source.finish()
         file.seek(0)
         # zipfile reads where the directory says, not from the beginning to the end: a second reader, as it were.
-        with io.BufferedReader(open(os.dup(file.fileno()), "rb", buffering=0)) as again:
-            summary = check_zip(again)
+        try:
+            with io.BufferedReader(open(os.dup(file.fileno()), "rb", buffering=0)) as again:
+                summary = check_zip(again)
+        finally:
+            file.seek(0, os.SEEK_END)  # both descriptors have one position, and nothing is to be hashed twice
         findings.structure = {
             "members": summary.members,
             "content_bytes": summary.content_bytes,

@@ -13,7 +13,7 @@ from tests.support.filesystems import tmpfs
 from tests.support.github import WORKFLOWS, Runner, entries
 from tests.support.in_process import cut
 
-pytestmark = requires("act", "docker")
+pytestmark = [requires("act", "docker"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.support.capabilities import requires
 from tests.support.github import WORKFLOWS, Runner, entries
 from tests.support.in_process import cut
 
-pytestmark = requires("act")
+pytestmark = [requires("act"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture
@@ -173,3 +173,12 @@ def test_hosted_after_a_change(roomy_runner: Runner) -> None:
         done = runner(workflow).expect()
         assert (done.outputs("cache")["status"], done.steps[-1]) == (status, last)
         assert "built with left 2.0.0" in done.text
+
+    runner.make_node_project("3.0.0")
+    runner.variables["CACHEKIT_READ_ONLY"] = "1"  # nothing can be saved
+    runner.new_machine()
+    done = runner(workflow).expect()
+    assert "built with left 3.0.0" in done.text
+    assert done.steps[-1] == "Put the entry where it is carried from", (
+        "the old entry is not carried on as a new one"
+    )

@@ -227,8 +227,11 @@ class Runner:
             )
         )
 
-    def change_carried(self, change: Callable[[str, bytes], bytes]) -> None:
-        """Change what the cache server carries: `change` gets each file's name and content in the newest archive."""
+    def change_carried(self, change: Callable[[str, bytes], bytes | None]) -> None:
+        """Change the newest archive that the cache server carries: `change` gets each file's name and content.
+
+        It returns the content that the file shall have, None for no file.
+        """
         newest = max(
             (self.base / "carried/cache").rglob("*"),
             key=lambda path: (path.is_file(), path.stat().st_mtime_ns),
@@ -239,8 +242,9 @@ class Runner:
             for member in old:
                 file = old.extractfile(member) if member.isfile() else None
                 content = change(member.name, file.read()) if file else b""
-                member.size = len(content)
-                new.addfile(member, io.BytesIO(content))
+                if content is not None:
+                    member.size = len(content)
+                    new.addfile(member, io.BytesIO(content))
         newest.write_bytes(zstandard.ZstdCompressor().compress(made.getvalue()))
 
     def new_machine(self) -> None:
