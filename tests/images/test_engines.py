@@ -95,7 +95,7 @@ def entry_of(store: Path) -> Path:
 
 @pytest.mark.parametrize("source", ["engine", "auto"])
 def test_a_round_trip(any_engine: DockerHost, store: Path, source: Literal["auto", "engine"]) -> None:
-    """What was saved comes back with the same ids and names, and runs; then it is there and nothing is sent."""
+    """What was saved comes back with its ids and names, a container can be made of it; then nothing is sent again."""
     before = fill(any_engine)
     report = save(any_engine, store, source=source)
     assert report.source == ("data-root" if source == "auto" else "engine")
@@ -108,7 +108,7 @@ def test_a_round_trip(any_engine: DockerHost, store: Path, source: Literal["auto
         name: one.diff_ids for name, one in before.items()
     }
     assert {name: one.id for name, one in after.items()} == {name: one.id for name, one in before.items()}
-    identity = any_engine.container("app/one:1", "runs")
+    identity = any_engine.container("app/one:1", "made")
     assert identity
     again = load(any_engine, store)
     assert {one["done"] for one in again.images} == {"present"}
