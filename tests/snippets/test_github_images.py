@@ -104,6 +104,14 @@ def test_sealed_archives(runner: Runner, host: DockerHost) -> None:
         "the newer archive goes before the cut one"
     )
 
+    host.empty()
+    runner.change_carried(lambda name, content: None if name.endswith(".cachekit.json") else content)
+    unsealed = runner(workflow).expect()
+    assert "the file has no manifest" in unsealed.text
+    assert unsealed.steps[-3:] == ["Build and save", "Keep", "Test"], (
+        "whole, but nobody says that it is this file"
+    )
+
 
 #: All but the registry is real: what is pushed there stays in the engine, and the list of images is only noted. Each
 #: platform's runner is a new machine, and so its builder remembers nothing.
