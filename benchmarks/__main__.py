@@ -1,5 +1,5 @@
-"""Command line of the benchmarks: `python -m benchmarks archive|delta|memory|cleaner|trees`; tables on stdout,
-progress on stderr.
+"""Command line of the benchmarks: `python -m benchmarks archive|delta|images|memory|cleaner|oci|trees`; tables on
+stdout, progress on stderr.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import archive, cleaner, delta, memory, packages, starts
+from benchmarks import archive, cleaner, delta, images, memory, oci, packages, starts
 from benchmarks.archive import Bench
 from benchmarks.filesystem import clear
 from benchmarks.measure import BenchmarkError, Series
@@ -61,9 +61,20 @@ def _parser() -> argparse.ArgumentParser:
     cleaning = commands.add_parser("cleaner", help="removing and scanning against rm and du")
     cleaning.add_argument("--rounds", type=int, default=5, help="measured pairs of each (default 5)")
     cleaning.add_argument("--scale", type=float, default=1.0, help="size of the tree, such as 0.05 for a try")
+    layouts = commands.add_parser("oci", help="verifying an OCI layout against sha256sum")
+    layouts.add_argument("--rounds", type=int, default=5, help="measured pairs (default 5)")
+    layouts.add_argument(
+        "--scale", type=float, default=1.0, help="size of the layout, such as 0.05 for a try"
+    )
+    pictures = commands.add_parser("images", help="image save and load against docker save and load")
+    pictures.add_argument("engine", help="what to call the engine of $DOCKER_HOST in the table")
+    pictures.add_argument("--rounds", type=int, default=3, help="measured pairs of each (default 3)")
+    pictures.add_argument(
+        "--scale", type=float, default=1.0, help="size of the image, such as 0.05 for a try"
+    )
     making = commands.add_parser("trees", help="only make the generated trees, and print their digests")
     making.add_argument("--scale", type=float, default=1.0)
-    for command in (speed, nearly, weight, cleaning):
+    for command in (speed, nearly, weight, cleaning, layouts, pictures):
         command.add_argument(
             "--workdir", type=Path, help="where stores and restored trees go (default: beside the trees)"
         )
@@ -140,6 +151,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             heading = _heading(workdir, [tree])
             rows, series = cleaner.measure(workdir, tree, options.rounds)
             phases = phase_table(series)
+            record["runs"] = _runs(series)
+        elif options.command == "images":
+            trees = [_tree(name, options.scale) for name in TREES]
+            heading = _heading(workdir, trees)
+            rows, series = images.measure(workdir, trees, options.rounds, options.engine)
+            phases = phase_table(series)
+            record["runs"] = _runs(series)
+        elif options.command == "oci":
+            heading, phases = _heading(workdir, []), ""
+            rows, series = oci.measure(workdir, options.rounds, options.scale)
             record["runs"] = _runs(series)
         else:
             heading, phases = _heading(workdir, []), ""

@@ -36,6 +36,7 @@ EXIT_CODES = {
     7: "`clean`, `prune`: what may be removed was not enough for the goal.",
     8: "The source or the target refuses: changed, unreadable, nothing matched, conflicting names, unfinished.",
     9: "The store cannot be reached, read or written.",
+    121: "`guard`: a file was refused; the command was not run.",
     122: "`lock run`: the lock was not to be had in time; the command was not run.",
     125: "`lock run`: cachekit itself failed, or lost the lock; `docs/locking.md` says when.",
     126: "`lock run`: the command cannot be executed.",

@@ -12,6 +12,7 @@ from cachekit.cache.carry.exporting import ExportReport, ExportRequest, export
 from cachekit.cache.carry.importing import ImportedFile, ImportReport, ImportRequest, import_carried
 from cachekit.cache.carry.place import default_place
 from cachekit.cache.config.model import Cache
+from cachekit.cli.budget import budget_from_environment
 from cachekit.cli.caches import Asked, Result, restore_key_option, run_each
 from cachekit.cli.options import (
     common,
@@ -26,9 +27,11 @@ from cachekit.cli.options import (
 )
 from cachekit.cli.outputs import warn, write_outputs
 from cachekit.cli.progress import ProgressBar
+from cachekit.cli.prune import after_save
 from cachekit.cli.render import details, printable, size, to_json
 from cachekit.cli.settings import Settings, settings_option
 from cachekit.errors import CachekitError, InvalidRequest, Missed, Refused, Unreadable
+from cachekit.retention.budget import Budget
 from cachekit.trust import TrustMode
 
 __all__ = ["store"]
@@ -177,7 +180,7 @@ def _exported(report: ExportReport, store_path: str) -> str:
         return f"{report.status}: no usable entry for {key}; nothing was exported"
     what = f"{printable(report.matched_key)}: {size(report.archive_bytes)} in {printable(report.path)}"
     if report.status == "unchanged":
-        return f"unchanged {what} is this entry already"
+        return f"unchanged: {printable(report.path)} is the entry of {printable(report.matched_key)} already"
     return f"exported {what} ({report.how}, {report.seconds:.2f} s)"
 
 
@@ -243,6 +246,9 @@ def import_command(
         _tell_file(file)
     for warning in report.warnings:
         warn(warning)
+    fresh = [file.entry for file in report.files if file.status == "imported" and file.entry is not None]
+    if fresh:
+        after_save(address, fresh[-1], _budget_for(settings))
     here = [file for file in report.files if file.status in {"imported", "exists"}]
     if not here:
         click.echo(f"{report.status}: nothing was imported, go on as after a miss", err=True)
@@ -266,6 +272,12 @@ def import_command(
 def _carry_from_environment() -> tuple[str, ...]:
     chosen = os.environ.get("CACHEKIT_CARRY")
     return (chosen,) if chosen else ()
+
+
+def _budget_for(settings: Settings) -> Budget:
+    """Return the limits of the store: those of the environment, else the configuration's."""
+    budget, file = budget_from_environment(), settings.configuration()
+    return file.budget if budget.unlimited and file is not None else budget
 
 
 def _fields(report: ImportReport) -> dict[str, object]:

@@ -27,15 +27,19 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "oci": (
         "cachekit.cli.oci",
         "oci",
-        "Verify, lock and collect OCI layouts, such as BuildKit's local cache.",
+        "Verify, lock and collect OCI layouts.",
     ),
     "seal": ("cachekit.cli.files", "seal", "Write a manifest beside files, so that they can be checked."),
     "check": (
         "cachekit.cli.files",
         "check",
-        "Check files: by their manifests, or for what their format promises.",
+        "Check files: against their manifests, or for what their format promises.",
     ),
-    "guard": ("cachekit.cli.files", "guard", "Check files, then run a command."),
+    "guard": (
+        "cachekit.cli.files",
+        "guard",
+        "Check files, then run a command; do not run it if one is refused.",
+    ),
     "explain": ("cachekit.cli.explain", "explain", "Say which entry a restore would use, and why."),
     "ls": ("cachekit.cli.listing", "ls", "List the entries of the store."),
     "show": ("cachekit.cli.listing", "show", "Show what an entry holds."),

@@ -39,11 +39,12 @@ _MOST_LINES = 20
 @common
 def oci() -> None:
     """Care for OCI layouts: what docker buildx writes with --cache-to type=local,dest=DIR. docs/oci.md has more.
+    Each command has --json.
 
     \b
     Examples:
       cachekit oci verify .buildx-cache
-      cachekit oci lock .buildx-cache -- docker buildx build --cache-to type=local,dest=.buildx-cache .
+      cachekit oci lock .buildx-cache -- ./build.sh
       cachekit oci gc .buildx-cache --max-size 20G
     """
 
@@ -215,8 +216,8 @@ def lock_command(path: str, command: tuple[str, ...], store: str, as_json: bool,
 
     \b
     Examples:
-      cachekit oci lock .buildx-cache -- docker buildx build --cache-to type=local,dest=.buildx-cache .
-      cachekit oci lock .buildx-cache --shared -- docker buildx build --cache-from type=local,src=.buildx-cache .
+      cachekit oci lock cache -- docker buildx build --cache-to type=local,dest=cache .
+      cachekit oci lock cache --shared -- ./build-that-only-imports.sh
     """
     try:
         os.makedirs(path, exist_ok=True)

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -31,6 +32,8 @@ _CONTENT = "io.containerd.content.v1.content/blobs/sha256"
 _LONGEST_DOCUMENT = 16 << 20
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _FILE, _SEGMENT = 1, 2
+#: What a damaged recipe makes the libraries raise.
+_BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error)
 
 
 class NotFromHere(Exception):
@@ -107,6 +110,8 @@ class ClassicStore:
     def layer(self, diff_ids: Sequence[str]) -> Layer:
         """Return the layer that is the last of ``diff_ids``, above the others. Raises NotFromHere."""
         chain = ""
+        if not diff_ids:
+            raise NotFromHere("no layer is named")
         for diff_id in diff_ids:
             if not _DIGEST.fullmatch(diff_id):
                 raise NotFromHere(f"{diff_id!r} is no diff id that is known")
@@ -146,19 +151,22 @@ class Layer:
                     step = json.loads(line)
                     kind = step["type"]
                     if kind == _SEGMENT:
-                        yield base64.b64decode(step["payload"]), None, 0
+                        yield base64.b64decode(step["payload"], validate=True), None, 0
                     elif kind == _FILE:
-                        if size := step.get("size", 0):
+                        size = step.get("size", 0)
+                        if type(size) is not int or size < 0:
+                            raise NotFromHere("a layer's recipe has a size that is none")
+                        if size:
                             yield b"", _name(step), size
                     else:
                         raise NotFromHere("a layer's recipe has a step that is not known")
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _BROKEN as error:
             raise NotFromHere(f"a layer's recipe cannot be read: {error}") from None
 
 
 def _name(step: dict[str, Any]) -> bytes:
     raw = step.get("name_raw")
-    name = base64.b64decode(raw) if raw else step["name"].encode("utf-8")
+    name = base64.b64decode(raw, validate=True) if raw else step["name"].encode("utf-8")
     parts = [part for part in name.split(b"/") if part not in {b"", b"."}]
     if not parts or b".." in parts:
         raise NotFromHere("a layer's recipe names a file outside the layer")
@@ -166,21 +174,24 @@ def _name(step: dict[str, Any]) -> bytes:
 
 
 class _FileContent:
-    """A regular file."""
+    """A regular file; its descriptor is closed with the object."""
 
     def __init__(self, path: str) -> None:
+        self._fd = -1
         try:
-            fd = os.open(path, _FLAGS)
+            self._fd = os.open(path, _FLAGS)
         except OSError as error:
             raise NotFromHere(f"a content cannot be opened: {error.strerror}") from None
-        self._file = open(fd, "rb", buffering=0)  # noqa: SIM115 - closed with the object
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            self._file.close()
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             raise NotFromHere("a content is no file")
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
 
     def readinto(self, buffer: memoryview) -> int:
         try:
-            return self._file.readinto(buffer) or 0
+            return os.readv(self._fd, [buffer])
         except OSError as error:
             raise NotFromHere(f"a content cannot be read: {error.strerror}") from None
 
@@ -233,8 +244,8 @@ class _LayerContent:
         try:
             self._fd = os.open(name, _FLAGS, dir_fd=self._directory)
             info = os.fstat(self._fd)
-        except OSError as error:
-            raise NotFromHere(f"a file of a layer cannot be opened: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            raise NotFromHere(f"a file of a layer cannot be opened: {error}") from None
         if not stat.S_ISREG(info.st_mode) or info.st_size != size:
             raise NotFromHere("a file of a layer is not what its recipe says")
         self._left = size

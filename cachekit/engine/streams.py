@@ -85,11 +85,12 @@ class Export:
         _, brace, text = self._tail.rpartition(b'{"error')
         try:
             said = json.loads(brace + text.strip(b"\0\r\n "))
-        except ValueError:
+        except (ValueError, RecursionError):
             return ""
         message = said.get("error") if isinstance(said, dict) else None
-        if not isinstance(message, str):
-            message = said.get("errorDetail", {}).get("message") if isinstance(said, dict) else None
+        detail = said.get("errorDetail") if isinstance(said, dict) else None
+        if not isinstance(message, str) and isinstance(detail, dict):
+            message = detail.get("message")
         return " ".join(message.split())[:500] if isinstance(message, str) else ""
 
 
@@ -239,7 +240,8 @@ def _said(lines: list[bytes]) -> Iterator[tuple[str, str]]:
         except (ValueError, RecursionError):
             value = {"stream": line.decode("utf-8", "replace")}
         if isinstance(value, dict):
-            error, text = value.get("error"), value.get("stream")
+            detail, text = value.get("errorDetail"), value.get("stream")
+            error = value.get("error") or (detail.get("message") if isinstance(detail, dict) else None)
             yield error if isinstance(error, str) else "", text if isinstance(text, str) else ""
 
 

@@ -32,7 +32,7 @@ def detect(head: bytes) -> FileKind:
             return kind
     if is_skippable(head):
         return "zstd"
-    if len(head) >= HEAD_BYTES and (is_header(head[:HEAD_BYTES]) or head[:HEAD_BYTES] == bytes(HEAD_BYTES)):
+    if len(head) >= HEAD_BYTES and is_header(head[:HEAD_BYTES]):
         return "tar"
     # A tar that is cut in its first header has no checksum that could be told right or wrong.
     return "tar" if head[257:262] == b"ustar" else "unknown"

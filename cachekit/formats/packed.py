@@ -138,6 +138,11 @@ class _Zstd:
         try:
             found: bytes = self._inner.decompress(data)
         except self._error as error:
+            if "too much memory" in str(error):
+                raise Unsupported(
+                    "the zstd file was made with a window of more than 128 MiB, and is not decompressed here",
+                    hint="make it without --long=28 and above",
+                ) from None
             raise ValueError(str(error)) from None
         self.eof, self.unused = self._inner.eof, self._inner.unused_data
         return found

@@ -25,6 +25,8 @@ _KINDS: dict[bytes, Kind] = {
     b"5": "directory",
 }
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
+#: GNU's old sparse files: where a header, and a block of the map behind it, say that the map goes on.
+_SPARSE, _SPARSE_MORE, _SPARSE_MORE_NEXT = b"S", 482, 504
 #: The longest name, link or set of pax records that is read.
 _LONGEST = 1 << 20
 _PIECE = 1 << 20
@@ -99,6 +101,9 @@ class TarReader:
                 records |= self._records(data, at)
             else:
                 records |= self._records(data, at)
+        more = flag == _SPARSE and block[_SPARSE_MORE]
+        while more:  # the rest of the map of an old GNU sparse file, which its size does not count
+            more = self._exactly(_BLOCK, "the map of a sparse file", at)[_SPARSE_MORE_NEXT]
         member = self._made(block, flag, size, records, at)
         self._member = member
         self._left = member.size if member.kind in {"file", "other"} else 0

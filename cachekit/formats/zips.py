@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -13,6 +16,8 @@ from cachekit.errors import Damaged, Unsupported
 __all__ = ["ZipSummary", "check_zip"]
 
 _PIECE = 1 << 20
+#: zipfile hands out all that as much compressed input gives, for bzip2 and LZMA: 4 KiB give some 80 MB at most.
+_PIECE_UNBOUNDED = 4 << 10
 #: The end record without its comment.
 _END = 22
 _SIGNATURE = b"PK\x05\x06"
@@ -35,8 +40,17 @@ def check_zip(file: BinaryIO) -> ZipSummary:
     try:
         with zipfile.ZipFile(file) as archive:
             return _checked(archive, file, size)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        struct.error,
+        EOFError,
+        OSError,
+        ValueError,
+        OverflowError,
+    ) as error:
+        if isinstance(error, OSError) and error.errno not in {None, errno.EINVAL}:  # EINVAL: a seek before 0
             raise
         raise Damaged(f"the zip file is damaged: {error}", rung="structure", found=size) from None
     except (NotImplementedError, RuntimeError) as error:
@@ -63,14 +77,19 @@ def _checked(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> ZipSummary:
         if info.flag_bits & _ENCRYPTED:
             encrypted += 1
             continue
+        bounded = info.compress_type in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+        piece = _PIECE if bounded else _PIECE_UNBOUNDED
         with archive.open(info) as member:
-            while data := member.read(_PIECE):
+            while data := member.read(piece):
                 content += len(data)
         if content > 1 << 62:
             raise Damaged("the zip file holds more than there is", rung="structure")
     # zipfile looks for the end record wherever it may be.
     last = size - _END - len(archive.comment)
     file.seek(max(0, last))
-    if last < end or file.read(len(_SIGNATURE)) != _SIGNATURE:
+    record = file.read(_END)
+    if record.startswith(_SIGNATURE) and record[-2:] != len(archive.comment).to_bytes(2, "little"):
+        raise Damaged("the zip file ends inside its comment", rung="structure", found=size)
+    if last < end or not record.startswith(_SIGNATURE):
         raise Damaged("something follows the end of the zip file", rung="structure", offset=last)
     return ZipSummary(len(members), content, encrypted)

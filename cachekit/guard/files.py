@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -29,6 +30,8 @@ from cachekit.trust import ANYONE, Trust
 
 __all__ = ["FileReport", "check_file", "checked_file", "seal_file"]
 
+#: Names of files whose format tells whether they are whole.
+_ARCHIVES = (".tar", ".tgz", ".txz", ".tbz2", ".gz", ".zst", ".tzst", ".xz", ".bz2", ".zip", ".whl", ".jar")
 _MAKE_AGAIN = "make it again: nothing can be done with the rest"
 
 
@@ -63,6 +66,7 @@ def seal_file(path: str, *, trust: Trust = ANYONE, progress: Progress | None = N
         before = os.fstat(file.fileno())
         found = inspect(file, progress)
         _require_same(path, before, os.fstat(file.fileno()), found.size)
+    _require_kind(path, found)
     if found.problem is not None:
         raise _about(found.problem, path)
     seal = FileSeal(found.size, found.sha256, found.kind, found.structure, now_ns(), host_name())
@@ -119,6 +123,8 @@ def checked_file(
         _require_same(path, before, os.fstat(file.fileno()), found.size)
         if seal is not None:
             _compare(path, seal, found)
+        if seal is None:
+            _require_kind(path, found)
         if found.problem is not None:
             raise _about(found.problem, path)
         if seal is None and found.kind == "unknown":
@@ -131,6 +137,19 @@ def checked_file(
         report.seconds = time.perf_counter() - begin
         file.seek(0)
         yield file, report
+
+
+def _require_kind(path: str, found: Findings) -> None:
+    """Raise Damaged for a file whose name promises a format, and whose bytes are of none that is known."""
+    name = os.path.basename(path)
+    if found.kind == "unknown" and found.problem is None and name.lower().endswith(_ARCHIVES):
+        raise Damaged(
+            f"the file is called {name} and is no archive: it ends too early, or is something else",
+            path=path,
+            rung="structure",
+            found=found.size,
+            hint=_MAKE_AGAIN,
+        )
 
 
 def _compare(path: str, seal: FileSeal, found: Findings) -> None:
@@ -184,9 +203,11 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         ) from None
     except OSError as error:
         raise SourceUnreadable(f"cannot open the file: {error.strerror}", path=path, hint="") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise SourceUnreadable("this is no regular file", path=path, hint="name a file")
     with open(fd, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise SourceUnreadable("this is no regular file", path=path, hint="name a file")
+        os.set_blocking(fd, True)  # a command may be given this very descriptor
         try:
             yield file
         except OSError as error:
@@ -213,10 +234,13 @@ def _manifest(path: str, trust: Trust) -> FileSeal | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno in {errno.ENAMETOOLONG, errno.ENOTDIR}:
+            return None  # none can be there; of the file itself its own opening tells
         raise Unreadable(f"cannot open the manifest: {error.strerror}", path=place, hint="") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Damaged("the manifest is no regular file", path=place, rung="seal")
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise Damaged("the manifest is no regular file", path=place, rung="seal")
         data = file.read(MAX_BYTES + 1)
     try:
         if len(data) > MAX_BYTES:

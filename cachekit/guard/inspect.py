@@ -22,6 +22,8 @@ __all__ = ["Findings", "Progress", "digest_of", "inspect"]
 Progress = Callable[[int, int], None]
 
 _PIECE = 1 << 20
+#: A tar without members: its two blocks of zeros, at most filled up as tar does. Longer zeros are what a crash leaves.
+_EMPTY_TAR = range(1024, 10240 + 1, 512)
 #: How the first member of an archive of images is called, in each layout that there is.
 _IMAGE_NAMES = (b"blobs", b"oci-layout", b"index.json", b"manifest.json", b"repositories")
 
@@ -111,8 +113,11 @@ def _look(source: _Hashing, file: BinaryIO, findings: Findings) -> None:
         source.finish()
         file.seek(0)
         # zipfile reads where the directory says, not from the beginning to the end: a second reader, as it were.
-        with io.BufferedReader(open(os.dup(file.fileno()), "rb", buffering=0)) as again:
-            summary = check_zip(again)
+        try:
+            with io.BufferedReader(open(os.dup(file.fileno()), "rb", buffering=0)) as again:
+                summary = check_zip(again)
+        finally:
+            file.seek(0, os.SEEK_END)  # both descriptors have one position, and nothing is to be hashed twice
         findings.structure = {
             "members": summary.members,
             "content_bytes": summary.content_bytes,
@@ -128,6 +133,10 @@ def _look(source: _Hashing, file: BinaryIO, findings: Findings) -> None:
             drain(content)
             findings.structure = {"content_bytes": inner.offset, "streams": inner.streams}
             return
+    elif kind == "unknown":
+        if _is_empty_tar(content):
+            findings.kind, findings.structure = "tar", {"members": 0, "content_bytes": 0}
+        return
     if kind in PACKED or kind == "tar":
         _look_at_tar(content, findings, "" if kind == "tar" else f" in {kind}")
 
@@ -139,6 +148,15 @@ def _head(source: Source) -> bytes:
     while done < HEAD_BYTES and (count := source.readinto(memoryview(buffer)[done:])):
         done += count
     return bytes(buffer[:done])
+
+
+def _is_empty_tar(source: Source) -> bool:
+    """Read as much of a source as tells a tar without members from a disk image, which may begin with zeros."""
+    buffer = memoryview(bytearray(_EMPTY_TAR.stop))
+    done = 0
+    while done < len(buffer) and (count := source.readinto(buffer[done:])):
+        done += count
+    return done in _EMPTY_TAR and not any(buffer[:done])
 
 
 def drain(source: Source) -> None:

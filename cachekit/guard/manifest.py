@@ -79,7 +79,10 @@ def decode(data: bytes, trust: Trust) -> FileSeal:
     facts = document.get("file")
     if not isinstance(facts, dict):
         _wrong("it says nothing of a file")
-    text = _canonical(facts)
+    try:
+        text = _canonical(facts)
+    except RecursionError:
+        _wrong("it is not JSON as it was written")
     if document.get("check") != hashlib.sha256(text).hexdigest():
         _wrong("its own digest is wrong: it was changed after it was written")
     trust.within(None).check(_DOMAIN + text, _signatures(document.get("hmac")))

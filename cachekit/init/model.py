@@ -35,6 +35,7 @@ class Tool:
     manifests: tuple[str, ...] = ()
     without_lock: str = ""
     mentions: tuple[str, ...] = ()
+    kind: str | None = None
     paths: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
     also: tuple[Also, ...] = ()
@@ -65,6 +66,7 @@ class ProposedCache:
     restore_keys: tuple[str, ...]
     paths: tuple[str, ...]
     excludes: tuple[str, ...]
+    kind: str | None
     locks: tuple[str, ...]
     never: str
     source: str

@@ -147,6 +147,7 @@ def _cache(tool: Tool, listing: Listing, locks: list[str]) -> ProposedCache:
         (f"{tool.name}-",),
         tuple(paths),
         tool.excludes,
+        tool.kind,
         tuple(locks),
         tool.never,
         tool.source,

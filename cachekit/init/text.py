@@ -45,6 +45,8 @@ def tables(caches: Iterable[ProposedCache], prefix: str = "caches") -> str:
         ):
             if values:
                 lines.append(f"{name} = [{', '.join(map(quoted, values))}]")
+        if cache.kind is not None:
+            lines.append(f"kind = {quoted(cache.kind)}")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 

@@ -14,6 +14,7 @@ not put back.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -153,16 +154,26 @@ def _signs(layout: Layout) -> _Signs:
     return _Signs(frozenset(layout.blobs()[0]), ingests)
 
 
-def _graph(layout: Layout, index: bytes | None) -> Graph:
-    """Walk the layout. Raises Damaged unless every document that something leads to is there and can be read."""
-    graph = walk(index, layout.document) if index is not None else Graph()
+def _graph(layout: Layout, index: bytes | None, aside: str = "") -> Graph:
+    """Walk the layout, and what lies aside. Raises Damaged unless every document that something leads to is itself.
+
+    A document with another digest may be JSON all the same, and then it leads somewhere else.
+    """
     if index is None:
-        return graph  # an export that never ended: all of it is left over
+        return Graph()  # an export that never ended: all of it is left over
+
+    def read(digest: str, size: int) -> bytes | None:
+        data = layout.document(digest, size)
+        if data is None and aside:
+            data = _document_aside(layout, aside, digest, size)
+        return data if data is not None and _is_itself(digest, data) else None
+
+    graph = walk(index, read)
     faults = [problem for _, problem in graph.faults]
     faults += [
-        f"the {blob.role} {blob.digest[:19]} is missing or has another length"
+        f"the {blob.role} {blob.digest[:19]} is missing, or has another length or other bytes"
         for blob in graph.blobs.values()
-        if blob.role in {"index", "manifest"} and layout.document(blob.digest, blob.size) is None
+        if blob.role in {"index", "manifest"} and read(blob.digest, blob.size) is None
     ]
     if faults:
         raise Damaged(
@@ -173,6 +184,21 @@ def _graph(layout: Layout, index: bytes | None) -> Graph:
             hint="cachekit oci verify shows all of it; a cache can be removed: the next build writes it anew",
         )
     return graph
+
+
+def _is_itself(digest: str, data: bytes) -> bool:
+    algorithm, _, expected = digest.partition(":")
+    return hashlib.new(algorithm, data).hexdigest() == expected
+
+
+def _document_aside(layout: Layout, aside: str, digest: str, size: int) -> bytes | None:
+    name = f"{aside}/{digest.replace(':', '-')}"
+    with contextlib.suppress(OSError):
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=layout.fd)
+        with open(fd, "rb") as file:
+            data = file.read(size + 1)
+        return data if len(data) == size else None
+    return None
 
 
 def _rewrite(layout: Layout, index: bytes | None, plan: CollectPlan) -> bool:
@@ -230,8 +256,13 @@ def _put_back(layout: Layout, aside: str, needed: set[str] | None) -> set[str]:
 
 def _finish_aside(layout: Layout, aside: str, report: CollectReport) -> set[str]:
     """Put back what index.json leads to by now, remove the rest; return what was put back."""
-    index = layout.read_index()
-    graph = _graph_with(layout, aside, index)
+    try:
+        graph = _graph(layout, layout.read_index(), aside)
+    except Damaged:
+        # Nobody can say what leads to what is aside, so all of it goes back.
+        _put_back(layout, aside, None)
+        remove_tree(os.fsencode(aside), dir_fd=layout.fd)
+        raise
     restored = _put_back(layout, aside, set(graph.blobs))
     report.restored += len(restored)
     for name in _listed(layout, aside):
@@ -239,27 +270,6 @@ def _finish_aside(layout: Layout, aside: str, report: CollectReport) -> set[str]
             report.freed += _bytes_of(layout, aside, name)
     remove_tree(os.fsencode(aside), dir_fd=layout.fd)
     return restored
-
-
-def _graph_with(layout: Layout, aside: str, index: bytes | None) -> Graph:
-    """Walk the layout, reading documents that lie aside as well."""
-
-    def read(digest: str, size: int) -> bytes | None:
-        found = layout.document(digest, size)
-        if found is not None:
-            return found
-        with contextlib.suppress(OSError):
-            fd = os.open(
-                f"{aside}/{digest.replace(':', '-')}",
-                os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC,
-                dir_fd=layout.fd,
-            )
-            with open(fd, "rb") as file:
-                data = file.read(size + 1)
-            return data if len(data) == size else None
-        return None
-
-    return walk(index, read) if index is not None else Graph()
 
 
 def _bytes_of(layout: Layout, aside: str, name: str) -> int:

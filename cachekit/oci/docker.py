@@ -110,7 +110,9 @@ class Inventory:
     def wants(self, name: bytes, size: int) -> bool:
         """Return True if the content of this member, a document, is to be kept for ``add``."""
         named = name in _FIXED or name.startswith(_BLOBS) or (name.endswith(b".json") and b"/" not in name)
-        if not named or size > _LONGEST or self._read + size > _LONGEST_TOGETHER:
+        if not named or size > _LONGEST:
+            return False
+        if name not in _FIXED and self._read + size > _LONGEST_TOGETHER:
             return False
         self._read += size
         return True
@@ -122,6 +124,10 @@ class Inventory:
         name = name.removeprefix(b"./")
         if kind == "directory" or name in {b"", b"."}:
             return
+        if document is not None and name not in _FIXED and document.lstrip()[:1] != b"{":
+            # A small layer: it must not take the room of a config that comes later.
+            self._read -= size
+            document = None
         if name in self._members:
             self._fault(f"{_text(name)} is there twice")
             return
@@ -182,7 +188,9 @@ class Inventory:
         if not isinstance(row, dict) or not isinstance(row.get("Config"), str):
             raise _Fault("manifest.json has an image without a config")
         path = row["Config"].encode("utf-8", "surrogatepass")
-        tags = [tag for tag in row.get("RepoTags") or [] if isinstance(tag, str)]
+        tags = row.get("RepoTags") or []
+        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise _Fault("manifest.json has an image whose names are none")
         about = f"the image {tags[0]!r}" if tags else "an image without a name"
         member = self._file(path, f"the config of {about}")
         stem = posixpath.basename(path).removesuffix(b".json").decode("ascii", "replace")
@@ -260,12 +268,15 @@ class Inventory:
         if not isinstance(document, dict):
             raise _Fault(f"{about} is no manifest")
         kind = document.get("mediaType") or row.get("mediaType")
+        if kind is not None and not isinstance(kind, str):
+            raise _Fault(f"{about} has a media type that is none")
         if kind in _INDEXES or (kind is None and "manifests" in document):
             return self._index(document, about, names, (*ids, digest), depth + 1)
         config, layers = document.get("config"), document.get("layers")
         if not isinstance(config, dict) or not isinstance(layers, list):
             raise _Fault(f"{about} names no config or no layers")
-        attached = _KIND in (row.get("annotations") or {})
+        annotations = row.get("annotations")
+        attached = isinstance(annotations, dict) and _KIND in annotations
         parts = []
         for number, layer in enumerate(layers, 1):
             if not isinstance(layer, dict) or not isinstance(layer.get("digest"), str):
@@ -335,10 +346,12 @@ class Inventory:
     def _document(self, path: bytes) -> object:
         member = self._file(path, _text(path))
         if member.document is None:
-            raise _Fault(f"{_text(path)} is too long for a document")
+            raise _Fault(f"{_text(path)} is not JSON, or too long for a document")
         try:
             value = json.loads(member.document)
-            json.dumps(value)  # half of a surrogate pair, which nobody could print
+            json.dumps(
+                value, ensure_ascii=False
+            ).encode()  # half of a surrogate pair, which nobody could print
         except (ValueError, RecursionError):
             raise _Fault(f"{_text(path)} is not JSON") from None
         found: object = value

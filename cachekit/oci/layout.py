@@ -90,9 +90,10 @@ class Layout:
             raise SourceUnreadable(
                 f"cannot read {name}: {error.strerror}", path=os.path.join(self.path, name)
             ) from None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            return None
         with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
             return file.read(DOCUMENT_BYTES)
 
     @contextlib.contextmanager
@@ -178,9 +179,10 @@ class Layout:
             fd = self.open_blob(digest)
         except OSError:
             return None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            return None
         with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
             data = file.read(size + 1)
         return data if len(data) == size else None
 

@@ -44,6 +44,8 @@ STEPS: tuple[str, ...] = (
     "inplace.marked",
     "inplace.first-file",
     "inplace.files-done",
+    "load.verified",
+    "load.sent",
     "prune.aside",
     "prune.put-back",
     "prune.removed",

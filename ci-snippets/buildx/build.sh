@@ -16,13 +16,10 @@ key=$(cachekit key 'buildx-{arch}-{hash:Dockerfile,package-lock.json}')
 if [ "${1-}" != --locked ]; then
     mkdir -p "$cache"
     cachekit oci lock "$cache" --timeout 30m -- sh "$0" --locked "$@"
-    # BuildKit adds to the directory with each build, and never removes anything. What is saved is a cache that works,
-    # not one that a full disk has left unfinished. The image is good whatever becomes of the cache.
-    if cachekit oci gc "$cache" --max-size 10G && cachekit oci verify "$cache"; then
-        cachekit save --key "$key" --soft-fail "$cache"
-    else
-        echo "warning: the build cache was not saved" >&2
-    fi
+    # BuildKit adds to the directory with each build, and never removes anything.
+    cachekit oci gc "$cache" --max-size 10G || echo "warning: the build cache was not collected" >&2
+    # Only a whole cache is saved (--kind oci), none that a full disk has left unfinished. The image is good in any case.
+    cachekit save --key "$key" --kind oci --soft-fail "$cache"
     exit
 fi
 shift
@@ -31,7 +28,7 @@ shift
 # in it makes the build fail: so it is read through first, and what is damaged is replaced.
 if ! [ -e "$cache/index.json" ] || ! cachekit oci verify "$cache"; then
     rm -rf "$cache/index.json" "$cache/oci-layout" "$cache/blobs" "$cache/ingest" # and nothing else, whatever $cache is
-    cachekit restore --key "$key" --restore-key 'buildx-' --soft-fail --merge "$cache"
+    cachekit restore --key "$key" --restore-key 'buildx-' --kind oci --soft-fail --merge "$cache"
 fi
 
 docker buildx inspect "$BUILDX_BUILDER" >/dev/null 2>&1 ||

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 from cachekit.archive.check import check_archive
 from cachekit.archive.extract import check_frames
+from cachekit.archive.format import FILE
 from cachekit.archive.read import open_archive
 from cachekit.cache.carry import exporting, importing
 from cachekit.cache.carry.exporting import ExportRequest, export
@@ -25,11 +27,13 @@ from tests.carry.conftest import another_machine
 from tests.carry.test_round_trip import exported, imported, keys
 from tests.crash.scene import die_at
 from tests.support import filesystems
+from tests.support.archives import Member, directory, entry_of
 from tests.support.capabilities import requires
 from tests.support.cli import Cli
 from tests.support.flaky import flaky
 from tests.support.in_process import Here
 from tests.support.ordinary_user import NOBODY
+from tests.support.shelf import Shelf, sealed
 from tests.support.surgery import anatomy, flip
 
 MIB = 1 << 20
@@ -87,6 +91,19 @@ def test_every_part_changed(here: Here, carry: Path, tmp_path: Path) -> None:
         path.write_bytes(data + tail)
         assert take(tmp_path / "other", carry) == "damaged"
     assert keys(tmp_path / "other") == []
+
+
+def test_an_unsafe_entry(here: Here, carry: Path, tmp_path: Path) -> None:
+    """A whole entry whose members would lead out of the targets is neither imported nor exported."""
+    data = entry_of([directory(b"tree"), Member(b"tree/../../x", FILE, b"x")], key="evil").seal()
+    carry.mkdir(parents=True)
+    (carry / CARRIED).write_bytes(data)
+    assert take(tmp_path / "other", carry) == "unsafe"
+    assert os.listdir(carry) == []
+    (here.entries()[0].parent / Shelf(here.store).name("evil")).write_bytes(data)
+    report = exported(here, "--key=evil", code=4)
+    assert report["tried"][0]["verdict"] == "unsafe"
+    assert os.listdir(carry) == []
 
 
 def test_a_refusal(here: Here, carry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +197,25 @@ def test_a_source_that_changes_while_it_is_copied(
         assert take(tmp_path / "other", carry) in {"damaged", "imported"}
         for entry in (tmp_path / "other/v1/default/entries").iterdir():
             whole(entry)
+
+
+def test_a_file_that_becomes_another_entry(
+    here: Here, carry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another whole entry is written over meanwhile is not published under the name of the one that was opened."""
+    first, second = sealed("first", b"1" * 100), sealed("other", b"2" * 100)
+    assert len(first) == len(second)
+    carry.mkdir(parents=True)
+    (carry / CARRIED).write_bytes(first)
+
+    def become(*args: object) -> None:
+        check_frames(*args)  # type: ignore[arg-type]
+        (carry / CARRIED).write_bytes(second)
+
+    monkeypatch.setattr(importing, "check_frames", become)
+    (file,) = import_carried(ImportRequest(str(tmp_path / "other"))).files
+    assert (file.status, file.key) == ("imported", "other")
+    assert keys(tmp_path / "other") == ["other"]
 
 
 def test_an_entry_that_is_replaced_while_it_is_linked(
@@ -288,6 +324,10 @@ def test_no_room_to_import(here: Here, carry: Path, monkeypatch: pytest.MonkeyPa
     with filesystems.tmpfs(8 * MIB) as disk, another_machine(monkeypatch, disk.path / "store"):
         here.save("k-0", "t")
         disk.fill(room)
+        if room >= 64 << 10:  # else the store cannot even be opened to write
+            error = here("store", "import", "--json").expect(5).json()["error"]
+            assert error["need"] >= 3 * MIB
+            assert "nothing was written" in f"{error['message']} {error.get('hint')}"
         here("store", "import").expect(5)
         here("store", "import", "--soft-fail").expect()
         assert (carry / CARRIED).exists()
@@ -443,6 +483,19 @@ def test_two_exports_at_once(here: Here, carry: Path, copy: bool) -> None:
             assert whole(carry / CARRIED) in {"k-1", "k-2"}
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0]
     assert os.listdir(carry) == [CARRIED]
+
+
+def test_a_place_in_use(here: Here, carry: Path) -> None:
+    """While another process exports there an export waits, and then gives up with exit 6, or 0 with --soft-fail."""
+    exported(here, "--key=k-1")
+    fd = os.open(carry, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        here("store", "export", "--key=k-1", "--lock-timeout=0").expect(6)
+        here("store", "export", "--key=k-1", "--lock-timeout=0.1", "--soft-fail").expect()
+    finally:
+        os.close(fd)
+    assert exported(here, "--key=k-1", "--lock-timeout=0")["status"] == "unchanged"
 
 
 def test_two_imports_at_once(here: Here, carry: Path, tmp_path: Path) -> None:

@@ -223,6 +223,29 @@ def test_signatures(
         assert keys(tmp_path / "other") == (["k-1"] if signer == SECRET else [])
 
 
+def test_a_signed_entry_replaces_an_unsigned_one(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where signatures are required, an unsigned entry of the key gives way to the signed one, as to a save."""
+    exported(here, "--key=k-1")
+    with another_machine(monkeypatch, tmp_path / "other"):
+        imported(here)
+    monkeypatch.setenv("CACHEKIT_HMAC_KEY", SECRET)
+    here.save("k-1", "--force", "t")
+    exported(here, "--key=k-1")
+    with another_machine(monkeypatch, tmp_path / "other"):
+        assert imported(here)["status"] == "imported"
+        assert here.restore("k-1", "--root=out")["status"] == "exact"
+
+
+def test_an_import_is_a_use(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was imported counts as used now, whenever it was made: no prune takes it for old."""
+    exported(here, "--key=k-1")
+    with another_machine(monkeypatch, tmp_path / "other"):
+        entry = imported(here)["files"][0]["entry"]
+    assert os.listdir(tmp_path / "other/v1/default/used") == [entry]
+
+
 def test_a_signature_for_another_namespace(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +302,10 @@ def test_outputs(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert (found["status"], found["imported-key"], found["cache-hit"]) == ("imported", "k-1", "false")
         imported(here, "--key=k-1")
         assert outputs()["cache-hit"] == "true"
+        here("store", "import", "--read-only").expect(9)
+        assert outputs() == {"status": "error", "imported-key": "", "cache-hit": "false", "bytes": "0"}
+        here("store", "export", "--key=k-1", "--to", tmp_path / "other").expect(2)
+        assert outputs() == {"status": "error", "exported-key": "", "path": "", "bytes": "0"}
         imported(here, "--key=k-1", "absent")
         assert outputs() == {"status": "miss", "imported-key": "", "cache-hit": "false", "bytes": "0"}
 
@@ -320,3 +347,13 @@ def test_carried_by_tar(here: Here, carry: Path, tmp_path: Path, monkeypatch: py
     with another_machine(monkeypatch, tmp_path / "other"):
         assert imported(here)["status"] == "imported"
         here("verify", "--all").expect()
+
+
+def test_limits_hold_after_an_import(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import into a store with limits is followed by a prune, which leaves what was imported."""
+    exported(here, "--key=k-1")
+    monkeypatch.setenv("CACHEKIT_MAX_ENTRIES", "1")
+    with another_machine(monkeypatch, tmp_path / "other"):
+        Shelf(tmp_path / "other").put("old-1", used_days=3)
+        assert imported(here)["status"] == "imported"
+        assert keys(tmp_path / "other") == ["k-1"]

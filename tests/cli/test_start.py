@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from cachekit.cli.main import COMMANDS
 from cachekit.cli.main import cli as group
 from tests.support.cli import Cli
 from tests.support.in_process import Here, cut
+from tests.support.layouts import MadeLayout
 from tests.support.processes import clean_environment
 from tests.support.trees import make_tree
 
@@ -92,10 +94,22 @@ def test_reading_seals_loads_no_zstandard(here: Here, arguments: tuple[str, ...]
 
 
 @pytest.mark.parametrize(
-    "arguments", [("lock", "run", "a", "--lease", "--", "true"), ("lock", "ls"), ("doctor", ".")]
+    "arguments",
+    [
+        ("lock", "run", "a", "--lease", "--", "true"),
+        ("lock", "ls"),
+        ("doctor", "."),
+        ("seal", "file.gz"),
+        ("check", "file.gz"),
+        ("oci", "verify", "layout"),
+        ("oci", "gc", "layout", "--settle=0s"),
+        ("oci", "lock", "layout", "--", "true"),
+    ],
 )
-def test_locking_needs_the_standard_library_only(here: Here, arguments: tuple[str, ...]) -> None:
-    """Locks and the doctor work on bare machines: nothing but click is loaded that Python does not bring."""
+def test_what_needs_the_standard_library_only(here: Here, arguments: tuple[str, ...]) -> None:
+    """Locks, the doctor, sealed files and OCI layouts: nothing but click is loaded that Python does not bring."""
+    (here.root / "file.gz").write_bytes(gzip.compress(b"content"))
+    MadeLayout(here.root / "layout").cache("latest", [b"layer"])
     code, modules = loaded(here, *arguments)
     assert code == 0
     assert not modules & {"zstandard", "xxhash", "psutil", "tempfile"}

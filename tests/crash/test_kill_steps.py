@@ -14,11 +14,12 @@ from tests.crash.scene import PLACES, Mode, Scene, assert_each_whole, content, d
 from tests.support.capabilities import requires
 from tests.support.snapshots import Snapshot, assert_same_tree
 
-#: Those of a clean are in tests/removal, of a prune and of pins in tests/retention, of locks in tests/lock.
+#: Those of a clean are in tests/removal, of a prune and of pins in tests/retention, of locks in tests/lock, of loaded
+#: images in tests/images.
 STEPS = [
     step
     for step in steps.STEPS
-    if not step.startswith(("carry.", "clean.", "prune.", "pin.", "lock.", "gc."))
+    if not step.startswith(("carry.", "clean.", "prune.", "pin.", "lock.", "gc.", "load."))
 ]
 SAVE = [step for step in STEPS if step.startswith("save.")]
 LINK = [step for step in STEPS if step.startswith("link.")]

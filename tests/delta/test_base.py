@@ -126,7 +126,7 @@ def test_another_level(scene: Scene) -> None:
 def test_another_zstd(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames of another version of zstd are not copied."""
     with monkeypatch.context() as patch:
-        patch.setattr(saving, "zstd_version", lambda: "1.5.0")
+        patch.setattr("cachekit.cache.saving.zstd_version", lambda: "1.5.0")
         scene.save("k-1")
     report = scene.proved("k-2")
     assert (report.base, report.copied_bytes) == (None, 0)

@@ -21,6 +21,7 @@ from tests.support.capabilities import requires
 from tests.support.cli import Cli
 from tests.support.in_process import Here
 from tests.support.ordinary_user import NOBODY, PROJECT
+from tests.support.processes import clean_environment, run
 from tests.support.snapshots import unchanged
 
 BERRY = "# made by yarn\n__metadata:\n  version: 8\n"
@@ -96,6 +97,10 @@ def test_each_tool(here: Here, monkeypatch: pytest.MonkeyPatch, tool: str) -> No
     for place in places:
         (here.home / place / "below").mkdir(parents=True)
         (here.home / place / "below/file").write_text(place)
+    if tool == "buildx":  # its directory is an OCI layout, and nothing else is saved as one
+        made(here.home / ".cache/buildx", {"oci-layout": '{"imageLayoutVersion": "1.0.0"}'})
+        made(here.home / ".cache/buildx", {"index.json": '{"schemaVersion": 2, "manifests": []}'})
+        (here.home / ".cache/buildx/blobs/sha256").mkdir(parents=True)
     here("save", tool).expect()
     for place in places:
         (here.home / place / "below/file").unlink()
@@ -131,7 +136,7 @@ def test_what_is_left_out(here: Here) -> None:
 
 
 def test_nothing_is_written_without_yes(here: Here) -> None:
-    """Without --yes there is a diff on stdout and nothing else; the diff is what git takes."""
+    """Without --yes there is a diff on stdout and nothing else; git makes of it what --yes writes."""
     made(here.root, {"package-lock.json": "{}"})
     with unchanged(here.root):
         done = here("init", "github").expect()
@@ -140,6 +145,12 @@ def test_nothing_is_written_without_yes(here: Here) -> None:
     assert "--- /dev/null\n" in done.stdout
     assert "nothing was written" in done.stderr
     assert "node_modules" in done.stderr
+    clone = here.root.parent / "clone"
+    clone.mkdir()
+    run(["git", "apply", "-"], env=clean_environment(here.home), cwd=clone, stdin=done.out).expect()
+    here("init", "github", "--yes").expect()
+    for name in ("cachekit.toml", ".github/workflows/cachekit.yml"):
+        assert (clone / name).read_text() == (here.root / name).read_text()
 
 
 def test_several_tools(here: Here) -> None:
@@ -215,6 +226,12 @@ def test_a_dockerfile(here: Here) -> None:
     report = proposed(here)
     assert report["caches"] == []
     assert any("type=local" in note for note in report["notes"])
+
+
+def test_buildx_without_a_dockerfile(here: Here) -> None:
+    """A script that calls buildx for something that is not in the repository is no reason for a cache."""
+    made(here.root, {"Makefile": "docker buildx build elsewhere", "package-lock.json": "{}"})
+    assert names(here) == ["npm"]
 
 
 def test_its_own_files_tell_nothing(here: Here) -> None:

@@ -181,6 +181,37 @@ def test_a_damaged_layout_is_left_alone(made: MadeLayout) -> None:
     assert made.digests() | {made.references[0]["digest"]} == before
 
 
+def test_a_manifest_that_is_still_json_but_not_itself(made: MadeLayout) -> None:
+    """A manifest that names another blob than it did is damaged: what it led to before does not go."""
+    manifest = made.file(made.references[0])
+    document = json.loads(manifest.read_bytes())
+    layer = document["layers"][0]["digest"]
+    other = layer[:-1] + ("0" if layer[-1] != "0" else "1")
+    manifest.write_bytes(manifest.read_bytes().replace(layer.encode(), other.encode()))
+    before = made.digests()
+    with pytest.raises(Damaged):
+        gc(made, grace=0)
+    assert made.digests() == before
+
+
+@pytest.mark.parametrize("damage", ["index", "manifest"])
+def test_a_killed_collection_and_damage_after_it(cli: Cli, damage: str) -> None:
+    """What a killed collection left aside is not removed while nobody can say what leads to it."""
+    layout = MadeLayout(cli.cwd / "cache")
+    layout.cache("latest", [content(0)])
+    lost = layout.blob(content(9))
+    assert die_at("gc.aside", lambda: gc(layout, grace=0)) == -signal.SIGKILL
+    assert lost["digest"] not in layout.digests()
+    index = layout.path / "index.json"
+    if damage == "index":
+        os.truncate(index, 20)
+    else:
+        layout.file(layout.references[0]).write_bytes(b"{")
+    with pytest.raises(Damaged):
+        gc(layout, grace=0)
+    assert lost["digest"] in layout.digests()
+
+
 def test_damage_of_what_nothing_needs_is_no_reason(made: MadeLayout) -> None:
     """A damaged blob that nothing leads to is removed as others are."""
     needed = reachable(made)

@@ -198,6 +198,7 @@ PROBES: dict[str, Probe] = {
     "fuse": _fuse,
     "gnu_tar": lambda: _first(lambda: _tool("tar", says="GNU tar"), lambda: _tool("zstd")),
     "bsdtar": lambda: _tool("bsdtar", says="zstd"),
+    "zip": lambda: _tool("zip"),
     "docker": _docker,
     "docker_trixie": _unpacked("trixie"),
     "docker_sid": _unpacked("sid"),

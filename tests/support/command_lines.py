@@ -181,7 +181,8 @@ def _parse(arguments: list[str], *, fragment: bool) -> None:
     Raises ClickException.
     """
     command: click.Command = cli
-    context = click.Context(cli, info_name="cachekit", obj={})
+    # With the real command line's settings: click keeps the help option that it makes first, for all that come after.
+    context = click.Context(cli, info_name="cachekit", obj={}, **cli.context_settings)
     rest = arguments
     while True:
         rest = _take(command, context, rest, fragment=fragment)

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import tarfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -214,6 +215,10 @@ class Plan:
     keeps: bool = True
     #: How large it says that each image is; None for its layers' lengths.
     size: int | None = None
+    #: After so many bytes an export sets `stalled` and says nothing more until `go_on` is set.
+    stall_at: int | None = None
+    stalled: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass
@@ -321,6 +326,9 @@ class MimicEngine(FakeEngine):
         for offset in range(0, len(data), 1 << 18):
             piece = data[offset : offset + (1 << 18)]
             handler.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            if plan.stall_at is not None and offset >= plan.stall_at:
+                plan.stalled.set()
+                plan.go_on.wait(30)
         if plan.breaks_at is None:
             handler.wfile.write(b"0\r\n\r\n")
         handler.close_connection = True
@@ -380,4 +388,7 @@ def mimic_engine(directory: Path) -> Iterator[MimicEngine]:
     """Serve one on a socket in `directory`."""
     with fake_engine(directory, make=MimicEngine) as engine:
         assert isinstance(engine, MimicEngine)
-        yield engine
+        try:
+            yield engine
+        finally:
+            engine.plan.go_on.set()

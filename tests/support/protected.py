@@ -118,7 +118,8 @@ class Protected:
             inside = any(place.is_relative_to(above) for above in covered)
             assert inside or place.is_dir(), f"{place} is no directory of this machine"
             covered.append(place)
-        places = [*((place, source.resolve()) for place, source in self.binds.items())]
+        # In order of their names: what is mounted above another hides it.
+        places = sorted((place, source.resolve()) for place, source in self.binds.items())
         places += [(place, place) for place in shown]
         mounts = [f"exec {fd}<{_quoted(source)}" for fd, (_, source) in enumerate(places, 3)]
         mounts += [f"mount -t tmpfs -o mode=1777 tmpfs {_quoted(place)}" for place in EMPTY]

@@ -239,9 +239,8 @@ def _import_once(
                     copy_checked(archive, temp, path, request.progress)
                 except OSError as error:
                     raise store.explain(error, "write to") from None
-                if (
-                    alias is not None
-                ):  # first: an entry without it would be taken for one that is filed wrongly
+                # First: without it the entry would be taken for one that is filed wrongly.
+                if alias is not None:
                     store.keep_alias(identity.file_name, alias)
                 done = store.publish(temp, identity, replace=request.force)
                 if done == "exists" and not is_stored(store, identity, saved):
