@@ -137,6 +137,8 @@ class TarReader:
             if not records[b"size"].isdigit() or len(records[b"size"]) > 20:
                 self._wrong("a tar header's size is no number", at)
             size = int(records[b"size"])
+        if size >= 1 << 62:
+            self._wrong("a tar header's size is no size", at)
         kind = _KINDS.get(flag, "other")
         if any(record.startswith(b"GNU.sparse.") for record in records):
             kind = "other"

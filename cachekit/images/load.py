@@ -208,12 +208,14 @@ def _confirmed(engine: Engine, image: HeldImage, done: str) -> dict[str, object]
 
 
 def _require_room(request: ImageLoadRequest, engine: Engine, archive: Archive) -> None:
-    """Look for room in the engine's data root. The classic store unpacks the archive first, and then its layers."""
+    """Look for room in the engine's data root: for the archive as it comes, and for its layers unpacked.
+
+    Layers that are compressed in the archive take more when they are unpacked; how much nobody says beforehand.
+    """
     info = engine.info()
     if not info.roots:
         return
-    copies = 1 if info.containerd else 2
-    need = Need(os.fspath(info.roots[0]), copies * archive.seal.tar_bytes, "the engine's image")
+    need = Need(os.fspath(info.roots[0]), 2 * archive.seal.tar_bytes, "the engine's image")
     require_room([need], min_free=request.min_free)
 
 

@@ -159,7 +159,7 @@ def _earlier(
                     path = store.entry_path(candidate.name)
                     archive = stack.enter_context(open_archive(path, store.trust))
                     store.check_filing(archive, candidate.name)
-                    if not store.denied(path):
+                    if not store.denied(path) and archive.seal.level == request.level:
                         archives.append(archive)
         yield archives
 

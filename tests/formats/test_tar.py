@@ -224,3 +224,15 @@ def tree(base: Path) -> None:
         file.truncate(1 << 20)
         file.seek(500_000)
         file.write(b"here")
+
+
+@pytest.mark.parametrize("digits", [19, 20])
+def test_a_pax_size_that_no_disk_has(digits: int) -> None:
+    """A size in a pax record that is larger than any file can be is refused as damage, not met as an error of ours."""
+    data = tarfile.TarInfo("a").tobuf(tarfile.PAX_FORMAT)
+    record = b"%d size=%s\n" % (7 + digits + 2, b"9" * digits)
+    head = tarfile.TarInfo("PaxHeaders/a")
+    head.type, head.size = tarfile.XHDTYPE, len(record)
+    archive = head.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0") + data + bytes(1024)
+    with pytest.raises(Damaged):
+        TarReader(io.BytesIO(archive)).next()
