@@ -32,7 +32,9 @@ from cachekit.trust import TrustMode
 
 __all__ = ["check", "guard", "seal"]
 
-_files = click.argument("paths", nargs=-1, required=True, metavar="FILE...", type=click.Path())
+#: Whether it can be read is said by the command, with its own exit code, not by click with that of wrong usage.
+_PATH = click.Path(readable=False)
+_files = click.argument("paths", nargs=-1, required=True, metavar="FILE...", type=_PATH)
 
 
 @click.command(short_help="Write a manifest beside files, so that they can be checked.")
@@ -58,7 +60,7 @@ def seal(paths: tuple[str, ...], trust: TrustMode | None, as_json: bool) -> int:
     )
 
 
-@click.command(short_help="Check files: against their manifests, or for what their format promises.")
+@click.command(short_help="Check files: by their manifests, or for what their format promises.")
 @_files
 @click.option("--require-seal", is_flag=True, help="Refuse a file without a manifest.")
 @click.option("--deep", is_flag=True, help="With a manifest, too, check what the format promises.")
@@ -125,11 +127,11 @@ def _line(report: FileReport) -> str:
     return f"{printable(report.path)}: {how[report.verdict]}: {report.kind}{inside}, {size(report.size)}"
 
 
-@click.command(cls=Running, short_help="Check files, then run a command; do not run it if one is refused.")
-@click.argument("paths", nargs=1, metavar="FILE", type=click.Path())
+@click.command(cls=Running, short_help="Check files, then run a command.")
+@click.argument("paths", nargs=1, metavar="FILE", type=_PATH)
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option(
-    "--also", multiple=True, metavar="FILE", type=click.Path(), help="Check this one, too; may be repeated."
+    "--also", multiple=True, metavar="FILE", type=_PATH, help="Check this one, too; may be repeated."
 )
 @click.option(
     "--stdin",

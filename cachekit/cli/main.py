@@ -33,12 +33,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "check": (
         "cachekit.cli.files",
         "check",
-        "Check files: against their manifests, or for what their format promises.",
+        "Check files: by their manifests, or for what their format promises.",
     ),
     "guard": (
         "cachekit.cli.files",
         "guard",
-        "Check files, then run a command; do not run it if one is refused.",
+        "Check files, then run a command.",
     ),
     "explain": ("cachekit.cli.explain", "explain", "Say which entry a restore would use, and why."),
     "ls": ("cachekit.cli.listing", "ls", "List the entries of the store."),

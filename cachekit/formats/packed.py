@@ -29,6 +29,8 @@ _INPUT = 256 << 10
 #: zstd's decoder hands out all that an input gives: 8 KiB can be 256 MiB at most (RFC 8878: a block of 3 + 1 bytes
 #: gives 128 KiB), and are some MB of what people have.
 _ZSTD_INPUT = 8 << 10
+#: xz -9 needs 65 MiB; what asks for more than this was made to be a burden. (zstd's own limit is 128 MiB.)
+_XZ_MEMORY = 512 << 20
 _SKIPPABLE = struct.Struct("<II")
 
 
@@ -97,6 +99,8 @@ class _Library:
         try:
             found: bytes = self._inner.decompress(data, _PIECE)
         except (lzma.LZMAError, OSError) as error:
+            if "Memory usage limit" in str(error):
+                raise _too_large("xz") from None
             raise ValueError(str(error)) from None
         return found
 
@@ -148,9 +152,16 @@ class _Zstd:
         return found
 
 
+def _too_large(kind: str) -> Unsupported:
+    return Unsupported(
+        f"the {kind} file needs more memory to be read than is spent on one",
+        hint="compress it with a smaller window, or check it with the tool that made it",
+    )
+
+
 _MAKE: dict[FileKind, Callable[[], _Decoder]] = {
     "gzip": _Zlib,
-    "xz": lambda: _Library(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ)),
+    "xz": lambda: _Library(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)),
     "bzip2": lambda: _Library(bz2.BZ2Decompressor),
     "zstd": _Zstd,
 }

@@ -198,7 +198,7 @@ def _look_at_tar(source: Source, findings: Findings, inside: str) -> None:
 
 def _look_at_images(inventory: Inventory, findings: Findings, inside: str) -> None:
     found = inventory.contents()
-    if not (found.images or found.documents):
+    if not found.recognised:
         return  # a tar of something else, with a name or two that images have as well
     findings.kind = found.kind + inside
     findings.structure["images"] = [

@@ -30,6 +30,11 @@ _INDEXES = {
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 }
+_CONFIGS = {
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+}
+_CACHE = "application/vnd.buildkit.cacheconfig.v0"
 _BLOBS = b"blobs/"
 _FIXED = {b"manifest.json", b"index.json", b"oci-layout", b"repositories"}
 
@@ -64,11 +69,12 @@ class ArchiveImage:
 class ArchiveContents:
     """The whole images, and what is wrong: a sentence for each fault.
 
-    ``kind``: docker-archive or oci-archive; ``documents``: manifest.json or index.json is there.
+    ``kind``: docker-archive or oci-archive; ``recognised``: it was made to hold images, whatever is left of them, and
+    is no archive of something else that has a manifest.json as well.
     """
 
     kind: str
-    documents: bool
+    recognised: bool
     images: tuple[ArchiveImage, ...]
     faults: tuple[str, ...]
 
@@ -106,6 +112,7 @@ class Inventory:
         self._read = 0
         self._images: dict[str, _Image] = {}
         self._media: dict[str, str] = {}
+        self._others = 0
 
     def wants(self, name: bytes, size: int) -> bool:
         """Return True if the content of this member, a document, is to be kept for ``add``."""
@@ -156,14 +163,22 @@ class Inventory:
             ArchiveImage(tuple(image.names), tuple(image.ids), image.config, image.platform, image.layers)
             for image in self._images.values()
         )
-        if not images and not self._faults:
+        if not (images or self._others or self._faults):
             self._fault("it names no image")
         there = {name for image in images for name in image.names}
         for name in requested:
             if name not in there:
                 self._fault(f"the image {name!r} is not in it")
         kind = "docker-archive" if docker else "oci-archive"
-        return ArchiveContents(kind, layout or docker, images, tuple(self._faults))
+        recognised = bool(images) or any(map(_of_images, self._members)) or self._has_rows()
+        return ArchiveContents(kind, recognised, images, tuple(self._faults))
+
+    def _has_rows(self) -> bool:
+        try:
+            rows = self._document(b"manifest.json")
+        except _Fault:
+            return False
+        return isinstance(rows, list) and any(isinstance(row, dict) and "Config" in row for row in rows)
 
     def _fault(self, text: str) -> None:
         self._faults[text] = None
@@ -236,6 +251,8 @@ class Inventory:
             raise _Fault(f"{about} is no list of manifests")
         if depth > _DEEPEST:
             raise _Fault(f"{about} has too many levels below it")
+        if any(row.get("mediaType") == _CACHE for row in rows):
+            return self._cache(rows, about)
         whole = 0
         for row in rows:
             digest = row.get("digest")
@@ -292,6 +309,9 @@ class Inventory:
             raise _Fault(f"{about} names a config without a digest")
         found = self._file(_blob(config["digest"]), f"the config of {about}")
         self._fits(config, found, f"the config of {about}")
+        if isinstance(config.get("mediaType"), str) and config["mediaType"] not in _CONFIGS:
+            self._others += 1  # a cache of BuildKit's, a chart: its parts are here, and it is no image
+            return 1
         if attached:
             return 0  # what is said about an image, such as its provenance
         diff_ids, platform = _config(self._document(_blob(config["digest"])), about)
@@ -302,6 +322,16 @@ class Inventory:
             if layer.digest != layer.diff_id and not _packed(self._media[layer.digest]):
                 raise _Fault(f"layer {number} of {about} is not the one that the config names")
         self._note(config["digest"], platform, made, names, (*ids, digest, config["digest"]))
+        return 1
+
+    def _cache(self, rows: list[dict[str, Any]], about: str) -> int:
+        """Look for the parts of a cache of BuildKit's, which its index names side by side. Raises _Fault."""
+        for number, row in enumerate(rows, 1):
+            named = f"part {number} of {about}"
+            if not isinstance(row.get("digest"), str):
+                raise _Fault(f"{named} has no digest")
+            self._fits(row, self._file(_blob(row["digest"]), named), named)
+        self._others += 1
         return 1
 
     # Both
@@ -391,6 +421,16 @@ def _packed(media_type: str) -> bool:
 def _blob(digest: str) -> bytes:
     algorithm, _, hexadecimal = digest.partition(":")
     return _BLOBS + f"{algorithm}/{hexadecimal}".encode("utf-8", "surrogatepass")
+
+
+def _of_images(name: bytes) -> bool:
+    """Return True for a name that only archives of images use: a blob's, a layer's, a config's."""
+    stem = name.removeprefix(b"blobs/sha256/")
+    for suffix in (b"/layer.tar", b".tar", b".json") if stem == name else (b"",):
+        digest = stem.removesuffix(suffix)
+        if len(digest) == 64 and not digest.strip(b"0123456789abcdef") and digest + suffix == stem:
+            return True
+    return name == b"oci-layout"
 
 
 def _is_digest(value: object) -> bool:
