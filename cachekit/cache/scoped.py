@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from cachekit.cache.restore import RestoreRequest, restore
 from cachekit.cache.select import status_without
 from cachekit.model import RestoreReport, StoreAddress
 
-__all__ = ["restore_scoped"]
+__all__ = ["after", "restore_scoped"]
+
+R = TypeVar("R", bound=RestoreReport)
 
 
 def restore_scoped(request: RestoreRequest, trusted: StoreAddress) -> RestoreReport:
@@ -18,9 +21,11 @@ def restore_scoped(request: RestoreRequest, trusted: StoreAddress) -> RestoreRep
     namespace, as between branches in other caches. Guaranteed and raised: as ``restore``.
     """
     first = restore(request)
-    if first.hit:
-        return first
-    second = restore(replace(request, store=trusted))
+    return first if first.hit else after(first, restore(replace(request, store=trusted)))
+
+
+def after(first: R, second: R) -> R:
+    """Return the report of a second attempt with what the first one, which was no hit, met."""
     second.tried = first.tried + second.tried
     second.quarantined = first.quarantined + second.quarantined
     second.warnings = first.warnings + second.warnings

@@ -27,7 +27,7 @@ from cachekit.cli.outputs import check_dotenv, warn, write_outputs
 from cachekit.cli.progress import ProgressBar
 from cachekit.cli.prune import after_save
 from cachekit.cli.render import count, printable, size, to_json
-from cachekit.cli.restore import MISSES, passed_over, why_missed
+from cachekit.cli.restore import MISSES, outputs_of, passed_over, why_missed
 from cachekit.cli.settings import Settings, settings_option
 from cachekit.engine.streams import STALL_SECONDS
 from cachekit.errors import CachekitError, Missed, Refused
@@ -256,13 +256,13 @@ def load(
         finally:
             progress.close()
     except CachekitError:
-        write_outputs(_outputs(ImageLoadReport("miss", ""), "error"), dotenv)
+        write_outputs(outputs_of(ImageLoadReport("miss", ""), "error"), dotenv)
         raise
     passed_over(report)
     click.echo(loaded_line(report, request.restore_keys, store.path), err=True)
     why_missed(report)
     record_restore(store, report)
-    write_outputs(_outputs(report, report.status), dotenv)
+    write_outputs(outputs_of(report, report.status), dotenv)
     if as_json:
         click.echo(to_json({**_values(report), "cache_hit": report.status == "exact"}))
         click.get_current_context().find_root().ensure_object(dict)["answered"] = True
@@ -273,17 +273,6 @@ def load(
             hint="build or pull them and save them again; --soft-fail goes on as after a miss",
         )
     return Missed.exit_code if fail_on_miss and not report.hit else 0
-
-
-def _outputs(report: ImageLoadReport, status: str) -> dict[str, object]:
-    return {
-        "cache-hit": report.status == "exact",
-        "status": status,
-        "matched-key": report.matched_key or "",
-        "bytes": report.content_bytes,
-        "files": report.files,
-        "seconds": round(report.seconds, 3),
-    }
 
 
 def _values(report: ImageSaveReport | ImageLoadReport) -> dict[str, object]:

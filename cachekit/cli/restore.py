@@ -29,7 +29,7 @@ from cachekit.errors import CachekitError, InvalidRequest, Missed, Refused, Unre
 from cachekit.model import RestoreReport
 from cachekit.trust import TrustMode
 
-__all__ = ["MISSES", "passed_over", "restore", "why_missed"]
+__all__ = ["MISSES", "outputs_of", "passed_over", "restore", "why_missed"]
 
 #: Verdicts on entries that are as they should be, but of no use here: told only if nothing was restored.
 MISSES = frozenset({"miss", "wrong-kind"})
@@ -169,15 +169,16 @@ def _restore_one(
     code = _code(report, fail_on_miss=fail_on_miss, strict=strict)
     if not lookup_only:  # the statistics are of restores
         record_restore(store, report, cache.name if cache else None)
-    return Result({**fields, "cache_hit": report.status == "exact"}, code, _outputs(report, report.status))
+    return Result({**fields, "cache_hit": report.status == "exact"}, code, outputs_of(report, report.status))
 
 
 def _no_outputs(_cache: Cache | None) -> dict[str, object]:
     """Return the outputs of a restore that failed."""
-    return _outputs(RestoreReport("miss", ""), "error")
+    return outputs_of(RestoreReport("miss", ""), "error")
 
 
-def _outputs(report: RestoreReport, status: str) -> dict[str, object]:
+def outputs_of(report: RestoreReport, status: str) -> dict[str, object]:
+    """Return what later steps of a CI job are told."""
     return {
         "cache-hit": report.status == "exact",
         "status": status,

@@ -13,6 +13,7 @@ from cachekit.archive.extract import check_frames
 from cachekit.archive.images import HeldImage
 from cachekit.archive.read import Archive
 from cachekit.archive.write import Progress
+from cachekit.cache.scoped import after
 from cachekit.cache.select import attempt, elsewhere, names_to_try, status_without
 from cachekit.engine.client import Engine
 from cachekit.errors import EngineFailed, InvalidRequest
@@ -122,16 +123,7 @@ def load_images(request: ImageLoadRequest) -> ImageLoadReport:
 def load_scoped(request: ImageLoadRequest, trusted: StoreAddress) -> ImageLoadReport:
     """Load from the request's store, a scope's; else from ``trusted``, as ``cache.scoped`` restores."""
     first = load_images(request)
-    if first.hit:
-        return first
-    second = load_images(replace(request, store=trusted))
-    second.tried = first.tried + second.tried
-    second.quarantined = first.quarantined + second.quarantined
-    second.warnings = first.warnings + second.warnings
-    second.seconds += first.seconds
-    if not second.hit:
-        second.status = status_without({first.status, second.status})
-    return second
+    return first if first.hit else after(first, load_images(replace(request, store=trusted)))
 
 
 def _load(request: ImageLoadRequest, engine: Engine, archive: Archive, report: ImageLoadReport) -> None:
