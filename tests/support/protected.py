@@ -24,11 +24,18 @@ _KERNEL = ("/proc", "/sys", "/dev")
 _SCRIPT = """
 set -e
 {mounts}
-while read -r _ _ _ _ place _; do
+seen_at() {{ # prints the id of the mount that a path leads to
+    if [ -d "$1" ] || [ -f "$1" ]; then
+        while read -r name value; do
+            if [ "$name" = mnt_id: ]; then echo "$value"; fi
+        done 3<"$1" </proc/self/fdinfo/3
+    fi
+}}
+while read -r id _ _ _ place _; do
     place=$(printf '%b' "$place")
     case $place/ in
         {open}) ;;
-        *) if mountpoint -q "$place"; then mount -o remount,bind,ro "$place"; fi ;; # else another hides it
+        *) if [ "$(seen_at "$place")" = "$id" ]; then mount -o remount,bind,ro "$place"; fi ;; # else another hides it
     esac
 done </proc/self/mountinfo
 cd "$1"
