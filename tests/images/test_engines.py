@@ -32,8 +32,6 @@ from tests.support.surgery import anatomy, flip
 pytestmark = [requires("docker"), pytest.mark.xdist_group("engines")]
 
 MIB = 1 << 20
-#: Each version, and both stores: an engine of one's own takes seconds to start and to end.
-FAULTY = (SYSTEM, Release("trixie", containerd=True), Release("sid", containerd=True))
 NAMES = ("app/one:1", "two:2")
 
 
@@ -236,7 +234,7 @@ def content(tar: tarfile.TarFile, name: str) -> bytes:
 # The engine dies, or its disk is full
 
 
-@pytest.mark.parametrize("release", FAULTY, ids=release_id)
+@pytest.mark.parametrize("release", ENGINES, ids=release_id)
 def test_an_engine_killed_while_it_sends(release: Release, store: Path) -> None:
     """An engine that dies in mid-save is the reason told; nothing is published."""
     need(release.capability)
@@ -272,7 +270,7 @@ def no_check(needs: list[Need], *, min_free: int = 0) -> None:
 
 
 @requires("ext4")
-@pytest.mark.parametrize("release", FAULTY, ids=release_id)
+@pytest.mark.parametrize("release", ENGINES, ids=release_id)
 def test_an_engine_whose_disk_is_full(
     release: Release, engine_of: Engines, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
