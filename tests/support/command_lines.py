@@ -75,7 +75,7 @@ def command_lines(path: Path, text: str | None = None) -> list[CommandLine]:
 
 
 def cut_by_cron(path: Path, text: str | None = None) -> list[str]:
-    """Return the lines of crontabs, also of those in a page, of which cron would only run what is before a per cent sign."""
+    """Return the lines for a crontab, also of those in a page, that cron would end at a bare per cent sign."""
     text = path.read_text("utf-8") if text is None else text
     if path.suffix == ".md":
         text = "".join(match[4] for match in _FENCE.finditer(text))
