@@ -51,7 +51,7 @@ _LEVEL = 3
     "excludes",
     multiple=True,
     metavar="GLOB",
-    help="Leave out names (*.log) or paths (pkg/*/test); may be repeated.",
+    help="Leave out names (*.log) or paths (pkg/*/test, ~/.m2/x); may be repeated.",
 )
 @kind_option
 @click.option("--force", is_flag=True, help="Replace the entry if the key exists.")
