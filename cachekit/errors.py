@@ -135,7 +135,7 @@ class CachekitError(Exception):
         plain: dict[str, object] = {"id": self.id, "message": self.message, "exit_code": self.exit_code}
         for name in ("path", "expected", "found", "hint"):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None and (value != "" or name != "hint"):
                 plain[name] = value
         plain.update(self.fields)
         return plain
