@@ -27,12 +27,14 @@ from cachekit.oci.layout import ASIDE, Layout
 from cachekit.oci.plan import WRITING_NS, CollectPlan, Line, plan_collection
 from cachekit.system.clock import now_ns
 from cachekit.system.files import open_directory, random_name, remove_tree
-from cachekit.system.publish import TempFile, link_as
+from cachekit.system.publish import TempFile, link_as, sweep
 from cachekit.system.steps import step
 
 __all__ = ["CollectReport", "CollectRequest", "collect"]
 
 _MODES = 0o700
+#: What the next index.json is called while it is written.
+_NEXT_INDEX = ASIDE + "-index"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ def collect(request: CollectRequest) -> CollectReport:
 
 def _collect(request: CollectRequest, layout: Layout, report: CollectReport) -> None:
     if not request.dry_run:
+        sweep(layout.fd, _NEXT_INDEX)
         for name in layout.asides():
             _finish_aside(layout, name, report)
     index = layout.read_index()
@@ -211,7 +214,7 @@ def _rewrite(layout: Layout, index: bytes | None, plan: CollectPlan) -> bool:
     with layout.locked() as held:
         if not held or layout.read_index_as_holder() != index:
             return False
-        with TempFile(layout.fd, ASIDE + "-index") as temp:
+        with TempFile(layout.fd, _NEXT_INDEX) as temp:
             os.fchmod(temp.fd, 0o644)
             temp.write(data, 0)
             temp.finish(len(data))

@@ -162,7 +162,7 @@ class Layout:
 
     def asides(self) -> list[str]:
         """Return the directories that a killed collection left."""
-        return sorted(name for name in os.listdir(self.fd) if name.startswith(ASIDE + "-"))
+        return sorted(name for name in self._names(".") if name.startswith(ASIDE + "-"))
 
     def open_blob(self, digest: str) -> int:
         """Return a descriptor of a blob. Raises OSError, FileNotFoundError."""
