@@ -221,7 +221,9 @@ def test_damage_of_what_nothing_needs_is_no_reason(made: MadeLayout) -> None:
     assert made.digests() == needed
 
 
-@pytest.mark.parametrize("step", ["gc.index-written", "gc.aside", "gc.removed"])
+@pytest.mark.parametrize(
+    "step", ["save.temp-created", "save.temp-locked", "gc.index-written", "gc.aside", "gc.removed"]
+)
 def test_a_kill_at_each_step(cli: Cli, step: str) -> None:
     """Killed at any step, the layout is whole, and the next collection ends the work."""
     layout = MadeLayout(cli.cwd / "cache")
