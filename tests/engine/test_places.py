@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cachekit.clean.docker.rules import DockerSurroundings, survey
 from cachekit.engine import client
 from cachekit.engine.client import Engine
 from cachekit.engine.objects import Info
@@ -15,6 +16,7 @@ from cachekit.images.engine import connected
 from cachekit.images.names import name_to_give, shown_name
 from cachekit.images.room import room_to_load, room_to_save
 from tests.engine.fake_engine import fake_engine
+from tests.engine.rules import rule
 
 
 def test_the_places_of_dockers_socket() -> None:
@@ -116,6 +118,21 @@ def test_a_remote_podman_is_none_of_this_machine(docker: Path) -> None:
     assert "CONTAINER_HOST is ssh://" in caught.value.reason
     assert "secret" not in caught.value.reason
     assert str(docker) in caught.value.reason
+
+
+def test_a_clean_does_not_look_for_podman(
+    docker: Path, podman: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Podman that answers at its own place is none of a clean's: whoever means it says so in $DOCKER_HOST."""
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    with fake_engine(podman) as fake:
+        monkeypatch.setenv("CONTAINER_HOST", f"unix://{fake.path}")
+        surroundings = DockerSurroundings(0, state=str(tmp_path))
+        with pytest.raises(EngineUnavailable):
+            surroundings.engine(5)
+        assert survey(rule("images"), surroundings).state == "not-applicable"
+        assert fake.requests == []
+    assert not list(docker.iterdir())
 
 
 def test_which_of_podmans_names_is_meant() -> None:
