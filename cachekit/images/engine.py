@@ -18,7 +18,8 @@ def connected() -> Engine:
         return Engine.connect(60.0, podman=True)
     except EngineUnavailable as error:
         hint = {
-            "no-permission": "add the user to the socket's group (docker), or run as root",
+            "no-permission": "add the user to the socket's group (docker), run as root, "
+            "or start a Podman of one's own (systemctl --user start podman.socket)",
             "no-answer": "the engine may be starting or overloaded; its log says more",
         }.get(error.outcome)
         raise NoEngine(error.reason, hint=hint) from None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from cachekit.clean.docker.rules import DockerSurroundings, survey
 from cachekit.engine import client
 from cachekit.engine.client import Engine
 from cachekit.engine.objects import Info
@@ -15,6 +18,10 @@ from cachekit.images.engine import connected
 from cachekit.images.names import name_to_give, shown_name
 from cachekit.images.room import room_to_load, room_to_save
 from tests.engine.fake_engine import fake_engine
+from tests.engine.rules import rule
+from tests.support.capabilities import requires
+from tests.support.ordinary_user import NOBODY, PROJECT
+from tests.support.processes import run
 
 
 def test_the_places_of_dockers_socket() -> None:
@@ -108,6 +115,27 @@ def test_every_place_without_an_engine_is_named(
     assert "podman.socket" in (caught.value.hint or "")
 
 
+@requires("unprivileged")
+def test_the_systems_podman_is_not_the_users(docker: Path, open_path: Path) -> None:
+    """A user may not even look into /run/podman: told as no permission, with how to start a Podman of one's own."""
+    closed = open_path / "podman"
+    closed.mkdir(mode=0o700)
+    code = (
+        "from cachekit.engine import client\n"
+        "from cachekit.errors import NoEngine\n"
+        "from cachekit.images.engine import connected\n"
+        f"client.candidates = lambda _: ['{open_path}/docker.sock']\n"
+        "try: connected()\n"
+        "except NoEngine as error: print(error.message, '|', error.hint)\n"
+    )
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), **at(closed)}
+    done = run([sys.executable, "-c", code], env=environment, user=NOBODY, cwd=open_path).expect(0)
+    message, hint = done.stdout.split("|")
+    assert message.startswith(f"no permission to use {closed}/fake.sock")
+    assert "systemctl --user start podman.socket" in hint
+    assert not list(docker.iterdir())
+
+
 def test_a_remote_podman_is_none_of_this_machine(docker: Path) -> None:
     """Its disk is elsewhere: it is told, without the password in its address, and no other Podman is taken for it."""
     with pytest.raises(EngineUnavailable) as caught:
@@ -116,6 +144,21 @@ def test_a_remote_podman_is_none_of_this_machine(docker: Path) -> None:
     assert "CONTAINER_HOST is ssh://" in caught.value.reason
     assert "secret" not in caught.value.reason
     assert str(docker) in caught.value.reason
+
+
+def test_a_clean_does_not_look_for_podman(
+    docker: Path, podman: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Podman that answers at its own place is none of a clean's: whoever means it says so in $DOCKER_HOST."""
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    with fake_engine(podman) as fake:
+        monkeypatch.setenv("CONTAINER_HOST", f"unix://{fake.path}")
+        surroundings = DockerSurroundings(0, state=str(tmp_path))
+        with pytest.raises(EngineUnavailable):
+            surroundings.engine(5)
+        assert survey(rule("images"), surroundings).state == "not-applicable"
+        assert fake.requests == []
+    assert not list(docker.iterdir())
 
 
 def test_which_of_podmans_names_is_meant() -> None:

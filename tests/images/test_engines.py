@@ -165,6 +165,19 @@ def test_every_engine_loads_what_any_engine_saved(engine_of: Engines, store: Pat
         assert {name: one.diff_ids for name, one in described(host).items()} == before
 
 
+@requires("podman")
+def test_an_entry_of_podman_keeps_its_names_in_docker(engine_of: Engines, store: Path) -> None:
+    """What Podman calls localhost/app:1 is called that in Docker, and found by it the next time."""
+    origin = engine_of(PODMAN)
+    image = origin.image("app:1", content=b"content")
+    save(origin, store, "app:1")
+    host = engine_of(SYSTEM)
+    assert load(host, store).status == "exact"
+    assert described(host, "app:1", "localhost/app:1").keys() == {"localhost/app:1"}
+    assert described(host, "localhost/app:1")["localhost/app:1"].id == image
+    assert {one["done"] for one in load(host, store).images} == {"present"}
+
+
 @every_way
 def test_a_second_save_copies_what_did_not_change(
     any_image_engine: DockerHost, store: Path, source: Source
