@@ -18,7 +18,7 @@ from tests.support.github import entries
 from tests.support.github_job import ACTIONS, Job, Step
 from tests.support.in_process import cut
 from tests.support.ordinary_user import PROJECT
-from tests.support.trees import make_tree
+from tests.support.trees import Tree, make_tree
 
 pytestmark = requires("node")
 
@@ -170,7 +170,7 @@ def test_paths_as_actions_cache_takes_them(cached: Cached) -> None:
     """What examples of actions/cache have works: globs, a place below ~ left out, blanks after the sign, comments."""
     inputs = {"path": "# downloads\n~/pkgs\n! ~/pkgs/unwanted\n**/modules\n!old/modules", "key": "k"}
     home, work = cached.job.home, cached.job.workspace
-    trees = {"pkgs": {"wanted": b"1", "unwanted": {"x": b"2"}}}
+    trees: Tree = {"pkgs": {"wanted": b"1", "unwanted": {"x": b"2"}}}
     cached.restore(inputs).expect()
     make_tree(home, trees)
     make_tree(work, {name: {"modules": {"a": b"3"}} for name in ("new", "old")})
