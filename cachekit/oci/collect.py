@@ -21,13 +21,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cachekit.errors import Damaged, SourceUnreadable
+from cachekit.errors import Damaged, Refused, SourceUnreadable, Unsupported
 from cachekit.oci.graph import Graph, walk
 from cachekit.oci.layout import ASIDE, Layout
 from cachekit.oci.plan import WRITING_NS, CollectPlan, Line, plan_collection
 from cachekit.system.clock import now_ns
-from cachekit.system.files import open_directory, random_name, remove_tree
-from cachekit.system.publish import TempFile, link_as, sweep
+from cachekit.system.files import exists, open_directory, random_name, remove_tree
+from cachekit.system.publish import TempFile, put_back, sweep
 from cachekit.system.steps import step
 
 __all__ = ["CollectReport", "CollectRequest", "collect"]
@@ -68,8 +68,8 @@ class CollectReport:
 def collect(request: CollectRequest) -> CollectReport:
     """Remove what the request says. The caller holds the layout's lock, if all builds take it (``oci lock``).
 
-    Raises Damaged for a layout whose documents are damaged or missing: what leads to what is not known then. Raises
-    NothingMatched, SourceUnreadable.
+    Raises Damaged for a layout whose documents are damaged or missing, Unsupported for one that names something of an
+    unknown kind: what leads to what is not known then. Raises NothingMatched, SourceUnreadable.
     """
     begin = time.perf_counter()
     report = CollectReport(request.path)
@@ -160,7 +160,8 @@ def _signs(layout: Layout) -> _Signs:
 def _graph(layout: Layout, index: bytes | None, aside: str = "") -> Graph:
     """Walk the layout, and what lies aside. Raises Damaged unless every document that something leads to is itself.
 
-    A document with another digest may be JSON all the same, and then it leads somewhere else.
+    A document with another digest may be JSON all the same, and then it leads somewhere else. Raises Unsupported if
+    something of an unknown kind may lead to what nothing else does.
     """
     if index is None:
         return Graph()  # an export that never ended: all of it is left over
@@ -185,6 +186,13 @@ def _graph(layout: Layout, index: bytes | None, aside: str = "") -> Graph:
             rung="index",
             faults=faults,
             hint="cachekit oci verify shows all of it; a cache can be removed: the next build writes it anew",
+        )
+    if graph.unknown:
+        raise Unsupported(
+            "the layout names something of a kind that is not known, so nothing of it is removed",
+            path=layout.path,
+            found=graph.unknown[0],
+            hint="it may lead to blobs that nothing else leads to; without it in index.json the rest can be collected",
         )
     return graph
 
@@ -246,14 +254,11 @@ def _put_back(layout: Layout, aside: str, needed: set[str] | None) -> set[str]:
         else:
             continue
         restored.add(name)
-        try:
-            # A link never takes the place of what a build has written there meanwhile.
-            link_as(f"{aside}/{name}", target, layout.fd, layout.fd)
-        except FileExistsError:
-            continue
-        except OSError:  # a directory, or a filesystem without links
-            with contextlib.suppress(FileExistsError):
-                os.rename(f"{aside}/{name}", target, src_dir_fd=layout.fd, dst_dir_fd=layout.fd)  # noqa: TID251 - a move
+        if kind != "ingest":
+            with contextlib.suppress(FileNotFoundError):
+                put_back(f"{aside}/{name}", layout.fd, target, layout.fd)
+        elif not exists(target, dir_fd=layout.fd):  # else its writer has begun anew, under the same name
+            os.rename(f"{aside}/{name}", target, src_dir_fd=layout.fd, dst_dir_fd=layout.fd)  # noqa: TID251 - a move
     return restored
 
 
@@ -261,7 +266,7 @@ def _finish_aside(layout: Layout, aside: str, report: CollectReport) -> set[str]
     """Put back what index.json leads to by now, remove the rest; return what was put back."""
     try:
         graph = _graph(layout, layout.read_index(), aside)
-    except Damaged:
+    except Refused:
         # Nobody can say what leads to what is aside, so all of it goes back.
         _put_back(layout, aside, None)
         remove_tree(os.fsencode(aside), dir_fd=layout.fd)

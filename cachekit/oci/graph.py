@@ -35,6 +35,8 @@ _MANIFESTS = {
     "application/vnd.docker.distribution.manifest.v2+json",
 }
 _CACHE_CONFIG = "application/vnd.buildkit.cacheconfig.v0"
+#: What BuildKit's older caches list in an index beside their config.
+_LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 _REF = "org.opencontainers.image.ref.name"
 _NAME = "io.containerd.image.name"
 
@@ -66,11 +68,15 @@ class Reference:
 
 @dataclass(slots=True)
 class Graph:
-    """All of it. ``faults``: (digest or "", what is wrong); of a blob that is missing it says nothing."""
+    """All of it. ``faults``: (digest or "", what is wrong); of a blob that is missing it says nothing.
+
+    ``unknown``: media types of what may lead to more, nobody here knows how.
+    """
 
     references: list[Reference] = field(default_factory=list)
     blobs: dict[str, Blob] = field(default_factory=dict)
     faults: list[tuple[str, str]] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
     def needed_by(self, digest: str) -> list[str]:
         """Return the names of the references that need a blob."""
@@ -116,6 +122,7 @@ class _Walk:
 
     def __init__(self, graph: Graph, number: int, read: Callable[[str, int], bytes | None]) -> None:
         self._graph, self._number, self._read = graph, number, read
+        self._documents: set[str] = set()
         self.cache = False
 
     def follow(self, descriptor: object, where: str, depth: int, role: Role | None = None) -> None:
@@ -129,10 +136,12 @@ class _Walk:
             graph.faults.append((digest, f"{where} names a blob without a size"))
             return
         media_type = media_type if isinstance(media_type, str) else ""
-        if role is None:
-            role = _role(media_type)
         if media_type == _CACHE_CONFIG:
             self.cache, role = True, "config"
+        if role is None:
+            role = _role(media_type)
+            if role == "layer" and not media_type.startswith(_LAYERS) and media_type not in graph.unknown:
+                graph.unknown.append(media_type)
         known = graph.blobs.get(digest)
         if known is None:
             if len(graph.blobs) >= _MOST_BLOBS:
@@ -144,11 +153,13 @@ class _Walk:
                 (digest, f"{where} gives a blob another size ({size}) than others do ({known.size})")
             )
         known.elsewhere = known.elsewhere or bool(facts.get("urls"))
-        if self._number in known.references:
-            return  # also what leads back to itself, which no digest can
         known.references.add(self._number)
         if role in {"index", "manifest"}:
-            self._document(digest, size, media_type, role, depth)
+            if known.role not in {"index", "manifest"}:
+                known.role = role  # whoever calls it a layer besides knows less of it
+            if digest not in self._documents:  # also what leads back to itself, which no digest can
+                self._documents.add(digest)
+                self._document(digest, size, media_type, role, depth)
 
     def _document(self, digest: str, size: int, media_type: str, role: Role, depth: int) -> None:
         graph = self._graph
