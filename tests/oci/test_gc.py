@@ -172,7 +172,7 @@ def test_what_may_lead_to_more_is_left_alone(made: MadeLayout, *, inside: bool) 
     before = made.digests()
     with pytest.raises(Unsupported) as caught:
         gc(made, grace=0)
-    assert caught.value.found == kind
+    assert kind in str(caught.value)
     assert made.digests() == before
     assert verify_layout(str(made.path)).ok
 
