@@ -130,7 +130,8 @@ def test_a_fault_of_the_archive_is_not_passed_over() -> None:
 
     class Once:
         def __init__(self) -> None:
-            self.pieces = [gzip.compress(os.urandom(5000))[:3000], None, b""]
+            whole = gzip.compress(os.urandom(5000))
+            self.pieces = [whole[:512], whole[512:3000], None, b""]
 
         def readinto(self, buffer: memoryview) -> int:
             piece = self.pieces.pop(0)
