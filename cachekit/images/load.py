@@ -171,7 +171,9 @@ def _is_there(engine: Engine, image: HeldImage, name: str) -> bool:
 
 
 def _give_names(engine: Engine, image: HeldImage) -> None:
-    identity = next(one for one in image.ids if _is_there(engine, image, one))
+    identity = next((one for one in image.ids if _is_there(engine, image, one)), None)
+    if identity is None:
+        raise EngineFailed("the image went away while it was named", expected=list(image.ids))
     for name in image.names:
         if not _is_there(engine, image, name):
             engine.tag_image(identity, name_to_give(name, podman=engine.info().podman))

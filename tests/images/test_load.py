@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,25 @@ def test_a_name_that_means_another_image_now(mimic: MimicEngine, store: Path) ->
     assert mimic.state.names["app:1"] == OTHER.id
     assert [one["done"] for one in load(mimic, store).images] == ["named"]
     assert mimic.state.names["app:1"] == ONE.id
+
+
+def test_an_image_that_goes_away_while_it_is_named(
+    mimic: MimicEngine, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that is removed between two questions is the engine's failure, and no crash."""
+    mimic.add(ONE)
+    save(mimic, store, "app:1")
+    mimic.state.names.clear()
+    inspect = mimic._inspect
+
+    def once(handler: BaseHTTPRequestHandler, reference: str) -> None:
+        inspect(handler, reference)
+        if reference == ONE.id:
+            mimic.state.images.clear()
+
+    monkeypatch.setattr(mimic, "_inspect", once)
+    with pytest.raises(EngineFailed, match="went away"):
+        load(mimic, store)
 
 
 REGIONS: dict[str, Callable[[bytes, Path], bytes]] = {
