@@ -135,7 +135,7 @@ class CachekitError(Exception):
         plain: dict[str, object] = {"id": self.id, "message": self.message, "exit_code": self.exit_code}
         for name in ("path", "expected", "found", "hint"):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None and (value != "" or name != "hint"):
                 plain[name] = value
         plain.update(self.fields)
         return plain
@@ -332,7 +332,10 @@ class Unavailable(CachekitError):
 class NoEngine(Unavailable):
     id = "engine-unavailable"
     meaning = "No container engine answers, or not this user; nothing was done."
-    default_hint = "start Docker or Podman, or say in $DOCKER_HOST where its socket is"
+    default_hint = (
+        "start Docker or Podman (systemctl start docker, or podman.socket), "
+        "or say in $DOCKER_HOST where its socket is"
+    )
 
 
 class EngineFailed(NoEngine):

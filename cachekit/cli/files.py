@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import stat
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -28,6 +30,7 @@ from cachekit.errors import (
 )
 from cachekit.guard.files import FileReport, check_file, checked_file, seal_file
 from cachekit.guard.inspect import Progress
+from cachekit.guard.manifest import SUFFIX
 from cachekit.trust import TrustMode
 
 __all__ = ["check", "guard", "seal"]
@@ -47,7 +50,7 @@ def seal(paths: tuple[str, ...], trust: TrustMode | None, as_json: bool) -> int:
 
     A file that is cut, or lacks a part, is not sealed (exit 4): tar, gzip, zstd, xz, bzip2, zip, and archives of images
     as docker save and Podman write them. Other files are sealed by size and sha256. With a key in
-    $CACHEKIT_HMAC_KEY the manifest is signed.
+    $CACHEKIT_HMAC_KEY the manifest is signed. A manifest that is named stands for its file.
 
     \b
     Examples:
@@ -74,7 +77,7 @@ def check(
 
     With a manifest (cachekit seal) size and sha256 must be the same. Without one all that the format itself promises:
     checksums, and the end that it must have; of images every layer and config. A file of no format that promises
-    anything is refused unless it is sealed.
+    anything is refused unless it is sealed. A manifest that is named stands for its file.
 
     \b
     Examples:
@@ -95,14 +98,14 @@ def _each(
     """Do the work for each file, whatever becomes of the others; return the highest exit code."""
     reports: list[FileReport] = []
     worst = 0
-    for path in paths:
+    for path in dict.fromkeys(map(_file_of, paths)):
         bar = ProgressBar(verb)
         try:
             report = work(path, lambda done, total, bar=bar: bar(done, total, 0))  # type: ignore[misc]
         except (Refused, SourceOrTargetRefused, Unavailable) as error:
             bar.close()
             worst = max(worst, error_told(printable(path), error))
-            report = FileReport(path, error.id, error=error.as_dict())
+            report = FileReport(path, error.id, size=_size_of(path), error=error.as_dict())
         else:
             bar.close()
             click.echo(_line(report), err=True)
@@ -111,6 +114,18 @@ def _each(
         click.echo(to_json([asdict(report) for report in reports]))
         click.get_current_context().find_root().ensure_object(dict)["answered"] = True
     return worst
+
+
+def _file_of(path: str) -> str:
+    """Return the file that a manifest is for: patterns such as dist/* match both."""
+    return path.removesuffix(SUFFIX) if os.path.basename(path) != SUFFIX else path
+
+
+def _size_of(path: str) -> int:
+    with contextlib.suppress(OSError):
+        facts = os.stat(path)
+        return facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+    return 0
 
 
 def _line(report: FileReport) -> str:
@@ -123,8 +138,10 @@ def _line(report: FileReport) -> str:
         )
     elif isinstance(members, int):
         inside = f", {count(members, 'member')}"
+    if encrypted := report.structure.get("encrypted"):
+        inside += f" ({encrypted} encrypted and not read)"
     how = {"sealed": "sealed", "ok": "ok, as sealed" if report.sealed else "ok, whole as its format promises"}
-    return f"{printable(report.path)}: {how[report.verdict]}: {report.kind}{inside}, {size(report.size)}"
+    return f"{printable(report.path)}: {how[report.verdict]}: {printable(report.kind)}{inside}, {size(report.size)}"
 
 
 @click.command(cls=Running, short_help="Check files, then run a command.")
@@ -192,6 +209,7 @@ def guard(
                 first = file.fileno()
         if stdin:
             os.dup2(first, 0)
+            os.set_inheritable(0, True)  # where ours was closed, the file has this number already
         _become(command)
 
 
@@ -209,10 +227,13 @@ def _refused(error: CachekitError, path: str) -> RefusedToRun:
 def _become(command: tuple[str, ...]) -> NoReturn:
     """Run the command in our place. Raises NotFound, NotExecutable, NotRun."""
     # Python ignores these, which a command must not inherit; its handlers go with it.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
+    ours = [(number, signal.signal(number, signal.SIG_DFL)) for number in (signal.SIGPIPE, signal.SIGXFSZ)]
     try:
-        os.execvp(command[0], list(command))  # noqa: S606 - that is the point
+        try:
+            os.execvp(command[0], list(command))  # noqa: S606 - that is the point
+        finally:
+            for number, handler in ours:
+                signal.signal(number, handler)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"there is no command {command[0]!r}") from None
     except PermissionError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -154,13 +155,36 @@ def run(arguments: list[str]) -> int:
 
 
 def _ready_streams() -> None:
-    """Give us a stdout and stderr where the caller closed them, and let no character stop us."""
-    for name in ("stdout", "stderr"):
+    """Give us a stdout and stderr where the caller closed them, and let no character stop us.
+
+    With $PYTHONUNBUFFERED Python's own stdout may write half of a line, and fails before it is flushed, not then.
+    """
+    for name, raw in (("stdout", io.FileIO), ("stderr", _Unheeded)):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+        elif stream is getattr(sys, f"__{name}__"):
+            stream.flush()
+            buffer = io.BufferedWriter(raw(stream.fileno(), "w", closefd=False))
+            ours = io.TextIOWrapper(
+                buffer,
+                stream.encoding,
+                "backslashreplace",
+                line_buffering=name == "stderr" or stream.isatty(),
+            )
+            setattr(sys, name, ours)
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+class _Unheeded(io.FileIO):
+    """What cannot be written is lost: a full disk under the log, or a reader that left, decides nothing."""
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            if (count := super().write(data)) is not None:
+                return count
+        return len(data)
 
 
 def _silence(stream: TextIO) -> None:

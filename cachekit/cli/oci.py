@@ -149,7 +149,8 @@ def gc(path: str, as_json: bool, lock_timeout: float, **options: Any) -> int:
     """Remove from the OCI layout in DIR what index.json does not lead to; BuildKit itself never does.
 
     Safe beside builds: those under cachekit oci lock are waited for, others noticed. If one writes to the layout,
-    nothing is removed (exit 0, status "busy"). A damaged layout is left alone (exit 4).
+    nothing is removed (exit 0, status "busy"). Left alone (exit 4) are damaged layouts, and directories with blobs and
+    no index.json, such as containerd's own.
 
     \b
     Examples:
@@ -195,7 +196,7 @@ def _tell(report: CollectReport) -> None:
     back = f"; {report.restored} put back" if report.restored else ""
     verb = "would free" if would else "freed"
     click.echo(
-        f"{printable(report.path)}: {verb} {size(report.freed)} of {count(len(report.removed), 'blob')}, "
+        f"{printable(report.path)}: {verb} {size(report.freed)} ({count(len(report.removed), 'blob')}), "
         f"{size(report.remaining)} in use{kept}{back}",
         err=True,
     )

@@ -209,7 +209,7 @@ class unpacked:  # noqa: N801 - used like a function, as ``open`` is
         else:
             data = self._take() if decoder.hungry else b""
             if not data and decoder.hungry:
-                self._wrong("it ends in the middle of what it holds")
+                self._wrong(f"it ends at byte {self._read}, in the middle of what it holds")
         try:
             output = decoder.feed(data)
         except (ValueError, EOFError) as error:

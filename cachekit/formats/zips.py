@@ -52,7 +52,10 @@ def check_zip(file: BinaryIO) -> ZipSummary:
     ) as error:
         if isinstance(error, OSError) and error.errno not in {None, errno.EINVAL}:  # EINVAL: a seek before 0
             raise
-        raise Damaged(f"the zip file is damaged: {error}", rung="structure", found=size) from None
+        # zipfile's words for a file without an end record.
+        lacks = str(error) == "File is not a zip file"
+        why = f"it ends at byte {size}, and lacks its directory" if lacks else str(error)
+        raise Damaged(f"the zip file is damaged: {why}", rung="structure", found=size) from None
     except (NotImplementedError, RuntimeError) as error:
         raise Unsupported(f"the zip file cannot be checked here: {error}", rung="structure") from None
 

@@ -33,13 +33,20 @@ __all__ = ["FileReport", "check_file", "checked_file", "seal_file"]
 #: Names of files whose format tells whether they are whole.
 _ARCHIVES = (".tar", ".tgz", ".txz", ".tbz2", ".gz", ".zst", ".tzst", ".xz", ".bz2", ".zip", ".whl", ".jar")
 _MAKE_AGAIN = "make it again: nothing can be done with the rest"
+_PUT_RIGHT = "remove it, and seal the file again if it is known to be whole: cachekit seal FILE"
+#: What helps where a manifest cannot be written.
+_HINTS = {
+    errno.ENOSPC: "make room (cachekit disk shows what fills the disk)",
+    errno.EDQUOT: "make room below your quota",
+    errno.EISDIR: "remove it",
+}
 
 
 @dataclass(slots=True)
 class FileReport:
     """What was found of a file: ``verdict`` is ok, sealed, or why it is refused; ``sealed``: a manifest vouches for it.
 
-    ``size`` in bytes, as it is now.
+    ``size`` in bytes, as it is now; of a file that is refused the other facts are not told.
     """
 
     path: str
@@ -62,6 +69,13 @@ def seal_file(path: str, *, trust: Trust = ANYONE, progress: Progress | None = N
     """
     begin = time.perf_counter()
     trust.require_signer()
+    directory = os.path.realpath(os.path.dirname(path) or ".")
+    if directory == "/dev" or f"{directory}/".startswith("/proc/"):
+        raise SourceUnreadable(
+            "this is the name of a descriptor or device: no manifest can lie beside it",
+            path=path,
+            hint="seal the file by its own name",
+        )
     with _opened(path) as file:
         before = os.fstat(file.fileno())
         found = inspect(file, progress)
@@ -122,7 +136,7 @@ def checked_file(
             found = Findings(size, digest, seal.kind, dict(seal.structure))
         _require_same(path, before, os.fstat(file.fileno()), found.size)
         if seal is not None:
-            _compare(path, seal, found)
+            _compare(path, seal, found, before.st_mtime_ns)
         if seal is None:
             _require_kind(path, found)
         if found.problem is not None:
@@ -152,7 +166,10 @@ def _require_kind(path: str, found: Findings) -> None:
         )
 
 
-def _compare(path: str, seal: FileSeal, found: Findings) -> None:
+def _compare(path: str, seal: FileSeal, found: Findings, mtime_ns: int) -> None:
+    hint = _MAKE_AGAIN
+    if mtime_ns > seal.created_ns:
+        hint = "make it again; or, if it was made anew after it was sealed, seal it again"
     if found.size != seal.size:
         missing = seal.size - found.size
         what = f"{missing} bytes are missing" if missing > 0 else f"{-missing} bytes are too many"
@@ -163,7 +180,7 @@ def _compare(path: str, seal: FileSeal, found: Findings) -> None:
             rung="seal",
             expected=seal.size,
             found=found.size,
-            hint=_MAKE_AGAIN,
+            hint=hint,
         )
     if found.sha256 != seal.sha256:
         raise Damaged(
@@ -172,7 +189,7 @@ def _compare(path: str, seal: FileSeal, found: Findings) -> None:
             rung="seal",
             expected=seal.sha256,
             found=found.sha256,
-            hint=_MAKE_AGAIN,
+            hint=hint,
         )
 
 
@@ -203,8 +220,15 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         ) from None
     except OSError as error:
         raise SourceUnreadable(f"cannot open the file: {error.strerror}", path=path, hint="") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
         os.close(fd)
+        if stat.S_ISFIFO(mode):
+            raise SourceUnreadable(
+                "this is a pipe, whose content is gone once it is read",
+                path=path,
+                hint="write it to a file first, and check that",
+            )
         raise SourceUnreadable("this is no regular file", path=path, hint="name a file")
     with open(fd, "rb", buffering=0) as file:
         os.set_blocking(fd, True)  # a command may be given this very descriptor
@@ -232,6 +256,10 @@ def _manifest(path: str, trust: Trust) -> FileSeal | None:
     try:
         fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
+        if os.path.lexists(place):
+            raise Damaged(
+                "the manifest is a link that leads nowhere", path=place, rung="seal", hint=_PUT_RIGHT
+            ) from None
         return None
     except OSError as error:
         if error.errno in {errno.ENAMETOOLONG, errno.ENOTDIR}:
@@ -239,7 +267,7 @@ def _manifest(path: str, trust: Trust) -> FileSeal | None:
         raise Unreadable(f"cannot open the manifest: {error.strerror}", path=place, hint="") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise Damaged("the manifest is no regular file", path=place, rung="seal")
+        raise Damaged("the manifest is no regular file", path=place, rung="seal", hint=_PUT_RIGHT)
     with open(fd, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     try:
@@ -264,8 +292,9 @@ def _publish(place: str, data: bytes) -> None:
         finally:
             os.close(fd)
     except OSError as error:
+        hint = _HINTS.get(error.errno or 0, "seal where the job may write")
         raise TargetNotWritable(
             f"the manifest cannot be written: {error.strerror}",
             path=place,
-            hint="seal where the job may write; the file itself is as it was",
+            hint=f"{hint}; the file itself is as it was",
         ) from None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from cachekit.errors import CachekitError, Damaged
+from cachekit.errors import CachekitError, Damaged, Unsupported
 from cachekit.formats.detect import HEAD_BYTES, detect
 from cachekit.formats.packed import PACKED, unpacked
 from cachekit.formats.tar import Source, TarReader
@@ -80,6 +80,52 @@ class _Peeked:
             self._head = self._head[count:]
             return count
         return self._source.readinto(buffer)
+
+
+class _Part:
+    """A member of an archive of images as a source; what is read is hashed, and kept if it may be a document."""
+
+    def __init__(self, reader: TarReader, *, keep: bool) -> None:
+        self._reader = reader
+        self._problem: CachekitError | None = None
+        self.digest = hashlib.sha256()
+        self.document = bytearray() if keep else None
+
+    def readinto(self, buffer: memoryview) -> int:
+        try:
+            count = self._reader.readinto(buffer)
+        except CachekitError as error:
+            self._problem = error
+            raise
+        self.digest.update(buffer[:count])
+        if self.document is not None:
+            self.document += buffer[:count]
+        return count
+
+    def digest_inside(self, scratch: memoryview) -> str | None:
+        """Read all of it; return the sha256 of what it holds if it is compressed, else its own.
+
+        Empty if what it holds is damaged, None if that cannot be told here.
+        """
+        head = _head(self)
+        content: Source = _Peeked(self, head)
+        kind = detect(head)
+        if kind not in PACKED:
+            while self.readinto(scratch):
+                pass
+            return self.digest.hexdigest()
+        try:
+            inner, digest = unpacked(content, kind), hashlib.sha256()
+            while count := inner.readinto(scratch):
+                digest.update(scratch[:count])
+            return digest.hexdigest()
+        except (Damaged, Unsupported) as error:
+            if self._problem is not None:
+                raise self._problem from None  # it is not what the member holds that is damaged, but the archive
+            found = "" if isinstance(error, Damaged) else None
+        while self.readinto(scratch):
+            pass
+        return found
 
 
 def digest_of(file: BinaryIO, progress: Progress | None = None) -> tuple[int, str]:
@@ -180,16 +226,13 @@ def _look_at_tar(source: Source, findings: Findings, inside: str) -> None:
         content += member.size if member.kind == "file" else 0
         if inventory is None:
             continue
-        digest = hashlib.sha256()
-        keep = member.kind == "file" and inventory.wants(name, member.size)
-        document = bytearray()
-        while count := reader.readinto(scratch):
-            digest.update(scratch[:count])
-            if keep:
-                document += scratch[:count]
-        sha256 = digest.hexdigest() if member.kind == "file" else ""
-        kept = bytes(document) if keep else None
-        inventory.add(name, member.kind, member.size, sha256, member.link, kept)
+        if member.kind != "file":
+            inventory.add(name, member.kind, member.size, "", member.link)
+            continue
+        part = _Part(reader, keep=inventory.wants(name, member.size))
+        held = part.digest_inside(scratch)
+        kept = bytes(part.document) if part.document is not None else None
+        inventory.add(name, "file", member.size, part.digest.hexdigest(), b"", kept, held)
     findings.structure = {"members": members, "content_bytes": content}
     drain(source)  # what lies behind the tar, in the file that holds it
     if inventory is not None:

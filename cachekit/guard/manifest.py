@@ -65,7 +65,7 @@ def encode(seal: FileSeal, trust: Trust) -> bytes:
 def decode(data: bytes, trust: Trust) -> FileSeal:
     """Return what ``encode`` wrote. Raises Damaged, Unsupported, and what ``trust`` raises."""
     try:
-        document = json.loads(data)
+        document = json.loads(data, parse_constant=_no_number)
     except (ValueError, RecursionError):
         _wrong("it is not JSON: it may be cut")
     if not isinstance(document, dict) or "cachekit_file_seal" not in document:
@@ -89,7 +89,28 @@ def decode(data: bytes, trust: Trust) -> FileSeal:
     kinds = {"size": int, "sha256": str, "kind": str, "structure": dict, "created_ns": int, "host": str}
     if set(facts) != set(kinds) or any(type(facts[name]) is not kind for name, kind in kinds.items()):
         _wrong("what it says of the file is not complete")
+    if not 0 <= facts["size"] < 1 << 63 or not _is_structure(facts["structure"]):
+        _wrong("what it says of the file cannot be")
     return FileSeal(**facts)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(text)  # NaN and infinity are no JSON
+
+
+def _is_structure(structure: dict[str, Any]) -> bool:
+    """Return True if what is told to people of a structure is of the types that ``inspect`` gives."""
+    counts = [structure.get(name, 0) for name in ("members", "encrypted")]
+    images = structure.get("images", [])
+    return (
+        all(type(number) is int and number >= 0 for number in counts)
+        and isinstance(images, list)
+        and all(isinstance(image, dict) and _are_names(image.get("names", [])) for image in images)
+    )
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _signatures(value: object) -> list[Signature]:

@@ -17,22 +17,25 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cachekit.errors import Damaged, SourceUnreadable
+from cachekit.errors import Damaged, Refused, SourceUnreadable, Unsupported
 from cachekit.oci.graph import Graph, walk
 from cachekit.oci.layout import ASIDE, Layout
 from cachekit.oci.plan import WRITING_NS, CollectPlan, Line, plan_collection
 from cachekit.system.clock import now_ns
 from cachekit.system.files import open_directory, random_name, remove_tree
-from cachekit.system.publish import TempFile, link_as
+from cachekit.system.publish import TempFile, link_as, sweep
 from cachekit.system.steps import step
 
 __all__ = ["CollectReport", "CollectRequest", "collect"]
 
 _MODES = 0o700
+#: How a new index.json is called until it is whole.
+_NEW_INDEX = f"{ASIDE}-index"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class CollectRequest:
 
 @dataclass(slots=True)
 class CollectReport:
-    """What was done. ``busy``: a build writes here, nothing was removed. ``freed`` in bytes, of files that went."""
+    """What was done. ``busy``: a build may be writing here, nothing was removed. ``freed`` in bytes of files."""
 
     path: str
     status: Literal["done", "busy", "dry-run"] = "done"
@@ -66,8 +69,9 @@ class CollectReport:
 def collect(request: CollectRequest) -> CollectReport:
     """Remove what the request says. The caller holds the layout's lock, if all builds take it (``oci lock``).
 
-    Raises Damaged for a layout whose documents are damaged or missing: what leads to what is not known then. Raises
-    NothingMatched, SourceUnreadable.
+    Raises Damaged for a layout whose documents are damaged or missing, and for a directory with blobs and no index.json
+    (containerd's own store is one); Unsupported if something is named by a type that is not known: what leads to what
+    is not known then. Raises NothingMatched, SourceUnreadable.
     """
     begin = time.perf_counter()
     report = CollectReport(request.path)
@@ -78,7 +82,7 @@ def collect(request: CollectRequest) -> CollectReport:
             raise SourceUnreadable(
                 f"cannot collect the layout: {error.strerror}",
                 path=request.path,
-                hint="it must be writable; nothing that index.json leads to was removed",
+                hint="it and its files must be yours to change; nothing that index.json leads to was removed",
             ) from None
     report.seconds = time.perf_counter() - begin
     return report
@@ -88,7 +92,11 @@ def _collect(request: CollectRequest, layout: Layout, report: CollectReport) -> 
     if not request.dry_run:
         for name in layout.asides():
             _finish_aside(layout, name, report)
+        sweep(layout.fd, _NEW_INDEX)
     index = layout.read_index()
+    if index is None and _is_young(layout, request.grace):
+        report.status = "busy"
+        return
     graph = _graph(layout, index)
     before = _signs(layout)
     now = now_ns()
@@ -160,7 +168,15 @@ def _graph(layout: Layout, index: bytes | None, aside: str = "") -> Graph:
     A document with another digest may be JSON all the same, and then it leads somewhere else.
     """
     if index is None:
-        return Graph()  # an export that never ended: all of it is left over
+        if layout.blobs()[0] or layout.ingests() or aside:
+            raise Damaged(
+                "there are blobs and no index.json, so nothing is removed: no export has finished here, or this is no "
+                "OCI layout",
+                path=layout.path,
+                rung="index",
+                hint="what a killed first export left can be removed as a whole: the next build writes it anew",
+            )
+        return Graph()
 
     def read(digest: str, size: int) -> bytes | None:
         data = layout.document(digest, size)
@@ -170,10 +186,13 @@ def _graph(layout: Layout, index: bytes | None, aside: str = "") -> Graph:
 
     graph = walk(index, read)
     faults = [problem for _, problem in graph.faults]
+    there = layout.blobs()[0]
     faults += [
         f"the {blob.role} {blob.digest[:19]} is missing, or has another length or other bytes"
         for blob in graph.blobs.values()
-        if blob.role in {"index", "manifest"} and read(blob.digest, blob.size) is None
+        if blob.role in {"index", "manifest"}
+        and not (blob.optional and blob.digest not in there)
+        and read(blob.digest, blob.size) is None
     ]
     if faults:
         raise Damaged(
@@ -183,7 +202,23 @@ def _graph(layout: Layout, index: bytes | None, aside: str = "") -> Graph:
             faults=faults,
             hint="cachekit oci verify shows all of it; a cache can be removed: the next build writes it anew",
         )
+    if graph.opaque:
+        raise Unsupported(
+            f"something is named by a type that is not known, so nothing is removed: {next(iter(graph.opaque))}",
+            path=layout.path,
+            rung="index",
+            types=list(graph.opaque),
+            hint="it may lead to any blob; use the tool that wrote it",
+        )
     return graph
+
+
+def _is_young(layout: Layout, grace: float) -> bool:
+    """Return True if something here is younger than the grace time: a first export may be running."""
+    since = now_ns() - max(int(grace * 1e9), 0)
+    times = [one.mtime_ns for one in layout.blobs()[0].values()]
+    times += [one.mtime_ns for one in layout.ingests()]
+    return any(one > since for one in times)
 
 
 def _is_itself(digest: str, data: bytes) -> bool:
@@ -211,8 +246,11 @@ def _rewrite(layout: Layout, index: bytes | None, plan: CollectPlan) -> bool:
     with layout.locked() as held:
         if not held or layout.read_index_as_holder() != index:
             return False
-        with TempFile(layout.fd, ASIDE + "-index") as temp:
-            os.fchmod(temp.fd, 0o644)
+        old = os.stat("index.json", dir_fd=layout.fd, follow_symlinks=False)
+        with TempFile(layout.fd, _NEW_INDEX) as temp:
+            with contextlib.suppress(OSError):  # only root can; builds of its owner write to it in place
+                os.fchown(temp.fd, old.st_uid, old.st_gid)
+            os.fchmod(temp.fd, stat.S_IMODE(old.st_mode))
             temp.write(data, 0)
             temp.finish(len(data))
             temp.publish("index.json", layout.fd, replace=True)
@@ -258,7 +296,7 @@ def _finish_aside(layout: Layout, aside: str, report: CollectReport) -> set[str]
     """Put back what index.json leads to by now, remove the rest; return what was put back."""
     try:
         graph = _graph(layout, layout.read_index(), aside)
-    except Damaged:
+    except Refused:
         # Nobody can say what leads to what is aside, so all of it goes back.
         _put_back(layout, aside, None)
         remove_tree(os.fsencode(aside), dir_fd=layout.fd)

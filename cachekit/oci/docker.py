@@ -86,6 +86,7 @@ class _Member:
     digest: str
     link: bytes
     document: bytes | None
+    content: str | None
 
 
 @dataclass(slots=True)
@@ -125,9 +126,20 @@ class Inventory:
         return True
 
     def add(
-        self, name: bytes, kind: str, size: int, sha256: str, link: bytes = b"", document: bytes | None = None
+        self,
+        name: bytes,
+        kind: str,
+        size: int,
+        sha256: str,
+        link: bytes = b"",
+        document: bytes | None = None,
+        content: str | None = None,
     ) -> None:
-        """Take note of a member: ``kind`` is file, directory, symlink or another; ``sha256`` in hex, of a file."""
+        """Take note of a member: ``kind`` is file, directory, symlink or another; ``sha256`` in hex, of a file.
+
+        ``content``: the sha256 of a file once it is decompressed, if it is compressed; empty if it cannot be
+        decompressed; None if nobody looked, so that a compressed layer is taken by its own digest.
+        """
         name = name.removeprefix(b"./")
         if kind == "directory" or name in {b"", b"."}:
             return
@@ -139,7 +151,9 @@ class Inventory:
             self._fault(f"{_text(name)} is there twice")
             return
         digest = f"sha256:{sha256}" if kind == "file" else ""
-        self._members[name] = _Member(kind, size, digest, link, document)
+        self._members[name] = _Member(
+            kind, size, digest, link, document, f"sha256:{content}" if content else content
+        )
         if name.startswith(_BLOBS):
             algorithm, _, hexadecimal = name[len(_BLOBS) :].partition(b"/")
             if algorithm == b"sha256" and hexadecimal != sha256.encode():
@@ -226,8 +240,7 @@ class Inventory:
 
     def _layer(self, path: bytes, diff_id: str, about: str) -> ArchiveLayer:
         member = self._file(path, about)
-        if member.digest != diff_id and not _packed(self._media.get(member.digest, "")):
-            raise _Fault(f"{about} is not the one that the config names: {member.digest}, not {diff_id}")
+        _require_content(member, diff_id, self._media.get(member.digest, ""), about)
         return ArchiveLayer(self._place(path), member.digest, member.size, diff_id)
 
     # index.json
@@ -319,8 +332,8 @@ class Inventory:
             raise _Fault(f"{about} has {len(parts)} layers, its config names {len(diff_ids)}")
         made = tuple(ArchiveLayer(*part, diff_id) for part, diff_id in zip(parts, diff_ids, strict=True))
         for number, layer in enumerate(made, 1):
-            if layer.digest != layer.diff_id and not _packed(self._media[layer.digest]):
-                raise _Fault(f"layer {number} of {about} is not the one that the config names")
+            named = f"layer {number} of {about}"
+            _require_content(self._file(layer.member, named), layer.diff_id, self._media[layer.digest], named)
         self._note(config["digest"], platform, made, names, (*ids, digest, config["digest"]))
         return 1
 
@@ -411,6 +424,19 @@ def _names(descriptor: dict[str, Any]) -> Iterator[str]:
         yield next((name.removeprefix(hub) for hub in _HUB if name.startswith(hub)), name)
     elif isinstance(ref, str) and ":" in ref:
         yield next((ref.removeprefix(hub) for hub in _HUB if ref.startswith(hub)), ref)
+
+
+def _require_content(member: _Member, diff_id: str, media_type: str, about: str) -> None:
+    """Raise _Fault unless a layer is the one that a config names by the digest of its tar."""
+    if member.digest == diff_id or media_type.endswith("+encrypted"):
+        return
+    if member.content is None and _packed(media_type):
+        return
+    if member.content == "":
+        raise _Fault(f"{about} cannot be decompressed: it was damaged before it got its digest")
+    found = member.content or member.digest
+    if found != diff_id:
+        raise _Fault(f"{about} is not the one that the config names: {found}, not {diff_id}")
 
 
 def _packed(media_type: str) -> bool:

@@ -35,6 +35,14 @@ _MANIFESTS = {
     "application/vnd.docker.distribution.manifest.v2+json",
 }
 _CACHE_CONFIG = "application/vnd.buildkit.cacheconfig.v0"
+#: How the media types begin that lead nowhere, wherever they stand.
+_LEAVES = (
+    "application/vnd.oci.image.layer.",
+    "application/vnd.docker.image.rootfs.",
+    "application/vnd.oci.image.config.",
+    "application/vnd.docker.container.image.",
+    _CACHE_CONFIG,
+)
 _REF = "org.opencontainers.image.ref.name"
 _NAME = "io.containerd.image.name"
 
@@ -50,6 +58,8 @@ class Blob:
     references: set[int] = field(default_factory=set)
     #: It may be fetched from elsewhere (a descriptor's ``urls``), so it need not be here.
     elsewhere: bool = False
+    #: It is only what a manifest is about (its ``subject``), so it need not be here either.
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +76,15 @@ class Reference:
 
 @dataclass(slots=True)
 class Graph:
-    """All of it. ``faults``: (digest or "", what is wrong); of a blob that is missing it says nothing."""
+    """All of it. ``faults``: (digest or "", what is wrong); of a blob that is missing it says nothing.
+
+    ``opaque``: media types in an index that are not known, so that what is named by them may lead on.
+    """
 
     references: list[Reference] = field(default_factory=list)
     blobs: dict[str, Blob] = field(default_factory=dict)
     faults: list[tuple[str, str]] = field(default_factory=list)
+    opaque: dict[str, None] = field(default_factory=dict)
 
     def needed_by(self, digest: str) -> list[str]:
         """Return the names of the references that need a blob."""
@@ -117,8 +131,19 @@ class _Walk:
     def __init__(self, graph: Graph, number: int, read: Callable[[str, int], bytes | None]) -> None:
         self._graph, self._number, self._read = graph, number, read
         self.cache = False
+        self._walked: set[tuple[str, Role]] = set()
 
-    def follow(self, descriptor: object, where: str, depth: int, role: Role | None = None) -> None:
+    def follow(
+        self,
+        descriptor: object,
+        where: str,
+        depth: int,
+        role: Role | None = None,
+        *,
+        optional: bool = False,
+        leaves: bool = False,
+    ) -> None:
+        """Follow a descriptor. ``leaves``: it stands in an index that holds layers side by side."""
         graph = self._graph
         facts = descriptor if isinstance(descriptor, dict) else {}
         digest, size, media_type = facts.get("digest"), facts.get("size"), facts.get("mediaType")
@@ -131,6 +156,8 @@ class _Walk:
         media_type = media_type if isinstance(media_type, str) else ""
         if role is None:
             role = _role(media_type)
+            if role == "layer" and not (leaves or media_type.startswith(_LEAVES)):
+                graph.opaque[media_type] = None
         if media_type == _CACHE_CONFIG:
             self.cache, role = True, "config"
         known = graph.blobs.get(digest)
@@ -138,16 +165,20 @@ class _Walk:
             if len(graph.blobs) >= _MOST_BLOBS:
                 graph.faults.append((digest, "the layout names more blobs than can be"))
                 return
-            known = graph.blobs[digest] = Blob(digest, size, media_type, role)
+            known = graph.blobs[digest] = Blob(digest, size, media_type, role, optional=optional)
         elif known.size != size:
             graph.faults.append(
                 (digest, f"{where} gives a blob another size ({size}) than others do ({known.size})")
             )
         known.elsewhere = known.elsewhere or bool(facts.get("urls"))
-        if self._number in known.references:
-            return  # also what leads back to itself, which no digest can
+        known.optional = known.optional and optional
         known.references.add(self._number)
         if role in {"index", "manifest"}:
+            if known.role not in {"index", "manifest"}:
+                known.role = role  # it was named before as something that leads nowhere
+            if (digest, role) in self._walked:
+                return  # also what leads back to itself, which no digest can
+            self._walked.add((digest, role))
             self._document(digest, size, media_type, role, depth)
 
     def _document(self, digest: str, size: int, media_type: str, role: Role, depth: int) -> None:
@@ -170,12 +201,16 @@ class _Walk:
         if isinstance(said, str) and media_type and said != media_type:
             graph.faults.append((digest, f"{about} says that it is {said}, and is named as {media_type}"))
         if role == "index":
-            for row in _rows(graph, digest, about, document.get("manifests")):
-                self.follow(row, about, depth + 1)
+            rows = _rows(graph, digest, about, document.get("manifests"))
+            leaves = any(isinstance(row, dict) and row.get("mediaType") == _CACHE_CONFIG for row in rows)
+            for row in rows:
+                self.follow(row, about, depth + 1, leaves=leaves)
             return
         self.follow(document.get("config"), about, depth + 1, "config")
         for row in _rows(graph, digest, about, document.get("layers")):
             self.follow(row, about, depth + 1, "layer")
+        if isinstance(document.get("subject"), dict):
+            self.follow(document["subject"], about, depth + 1, optional=True)
 
 
 def _rows(graph: Graph, digest: str, about: str, value: object) -> list[Any]:

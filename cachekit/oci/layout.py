@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -87,8 +88,11 @@ class Layout:
         except FileNotFoundError:
             return None
         except OSError as error:
+            path = os.path.join(self.path, name)
+            if error.errno == errno.ELOOP:
+                raise _linked(name, path) from None
             raise SourceUnreadable(
-                f"cannot read {name}: {error.strerror}", path=os.path.join(self.path, name)
+                f"cannot read {name}: {error.strerror}", path=path, hint="fix its permissions"
             ) from None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
@@ -162,7 +166,11 @@ class Layout:
 
     def asides(self) -> list[str]:
         """Return the directories that a killed collection left."""
-        return sorted(name for name in os.listdir(self.fd) if name.startswith(ASIDE + "-"))
+        return sorted(
+            name
+            for name, info in self._entries(".")
+            if name.startswith(ASIDE + "-") and stat.S_ISDIR(info.st_mode)
+        )
 
     def open_blob(self, digest: str) -> int:
         """Return a descriptor of a blob. Raises OSError, FileNotFoundError."""
@@ -183,7 +191,7 @@ class Layout:
             os.close(fd)
             return None
         with open(fd, "rb") as file:
-            data = file.read(size + 1)
+            data = file.read(min(size, DOCUMENT_BYTES) + 1)
         return data if len(data) == size else None
 
     def _names(self, below: str) -> list[str]:
@@ -193,11 +201,17 @@ class Layout:
         """Return names and status of what is in a directory inside; nothing if there is no such directory."""
         try:
             fd = open_directory(os.fsencode(below), dir_fd=self.fd)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return []
         except OSError as error:
+            path = os.path.join(self.path, below)
+            if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+                with contextlib.suppress(FileNotFoundError):
+                    if stat.S_ISLNK(os.lstat(below, dir_fd=self.fd).st_mode):
+                        raise _linked(below, path) from None
+                return []
             raise SourceUnreadable(
-                f"cannot read a directory: {error.strerror}", path=os.path.join(self.path, below)
+                f"cannot read a directory: {error.strerror}", path=path, hint="fix its permissions"
             ) from None
         found = []
         try:
@@ -208,3 +222,11 @@ class Layout:
         finally:
             os.close(fd)
         return found
+
+
+def _linked(name: str, path: str) -> SourceUnreadable:
+    return SourceUnreadable(
+        f"{name} is a link, and links in a layout are not followed",
+        path=path,
+        hint="put the real directory in its place, or name the layout where it really is",
+    )

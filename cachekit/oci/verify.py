@@ -44,7 +44,8 @@ class BlobFault:
     consequence: str = ""
 
     def __str__(self) -> str:
-        about = f"{self.digest[:19]} " if self.digest else ""
+        short = self.digest[:19]
+        about = f"{short} " if short and short not in self.problem else ""
         needed = f" (needed by {', '.join(self.names)}: {self.consequence})" if self.names else ""
         return f"{about}{self.problem}{needed}"
 
@@ -114,7 +115,7 @@ def _look(
     for blob in graph.blobs.values():
         file = files.get(blob.digest)
         if file is None:
-            if not blob.elsewhere:
+            if not (blob.elsewhere or blob.optional):
                 faults.append(_fault(graph, blob.digest, f"is missing ({blob.role}, {blob.size} bytes)"))
         elif file.size != blob.size:
             lacks = f"{file.size} bytes instead of {blob.size}"

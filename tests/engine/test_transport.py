@@ -25,7 +25,7 @@ from cachekit.engine.objects import (
     read_info,
     read_volume,
 )
-from cachekit.engine.outcome import EngineUnavailable, candidates
+from cachekit.engine.outcome import EngineUnavailable
 from tests.engine.fake_engine import FakeEngine, fake_engine
 from tests.support.capabilities import requires
 from tests.support.ordinary_user import NOBODY
@@ -71,13 +71,6 @@ def test_a_remote_engine_is_none_of_this_machine() -> None:
         assert "remote" in reason
         if "://" in host:
             assert "secret" not in reason
-
-
-def test_the_places_of_the_socket() -> None:
-    """$DOCKER_HOST alone if it is set, else the system's engine, then the user's."""
-    assert candidates("unix:///a b", "/run/user/1") == ["/a b"]
-    assert candidates(None, "/run/user/1") == ["/var/run/docker.sock", "/run/user/1/docker.sock"]
-    assert candidates("", None) == ["/var/run/docker.sock"]
 
 
 @requires("unprivileged")
