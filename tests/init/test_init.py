@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import tomllib
 from pathlib import Path
@@ -203,6 +204,19 @@ def test_several_tools(here: Here) -> None:
     """A repository with several tools gets a cache for each, in the order of the table."""
     made(here.root, {"package-lock.json": "{}", "api/go.sum": "x", "tool/Cargo.lock": "x"})
     assert names(here) == ["npm", "cargo", "go"]
+
+
+def test_beside_the_commands_of_the_readme(here: Here) -> None:
+    """What init proposes gets along with what the README's commands saved before, in the same store."""
+    made(here.root, {"package-lock.json": "{}", "node_modules/a": "x"})
+    text = (PROJECT / "README.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("cachekit save --key ")]
+    hashed = here("key", "{hash:package-lock.json}").expect().stdout.strip()
+    here(*shlex.split(line.replace("$HASH", hashed))[1:]).expect()
+    here("init", "--yes").expect()
+    assert here("restore", "--all", "--json").expect().json()[0]["status"] == "miss"
+    made(here.home, {".npm/x": "y"})
+    assert here("save", "--all", "--json").expect().json()[0]["status"] == "saved"
 
 
 def test_a_monorepo(here: Here) -> None:
