@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from cachekit.errors import Damaged, WrongContent
 from cachekit.model import STAGED
 from cachekit.oci.held import layout_locked
+from cachekit.oci.layout import WHICH
 from cachekit.oci.verify import LayoutReport, verify_layout
 from cachekit.system.workers import worker_count
 
@@ -41,7 +42,7 @@ def require_layouts(places: Iterable[bytes]) -> None:
                 path=place,
                 rung="oci",
                 faults=[str(fault) for fault in report.faults],
-                hint=_HINT,
+                hint=_HINT if report.recognised else f"nothing of a layout is here: {WHICH}",
             )
 
 

@@ -246,9 +246,14 @@ def _asks_for_json(arguments: list[str]) -> bool:
 def _usage(error: click.ClickException) -> dict[str, object]:
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else "cachekit"
+    message = error.format_message().rstrip(".").replace("\n", " ")
+    # click's own text is the whole help; the class is there from click 8.2 on.
+    bare = isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ()))
+    if bare and context is not None and isinstance(context.command, click.Group):
+        message = f"a command is missing: {', '.join(context.command.list_commands(context))}"
     return {
         "id": InvalidRequest.id,
-        "message": error.format_message().rstrip(".").replace("\n", " "),
+        "message": message,
         "exit_code": InvalidRequest.exit_code,
         "hint": f"{path} --help shows the options and examples",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -25,6 +25,7 @@ from cachekit.cli.running import Running
 from cachekit.errors import Damaged, GoalNotMet, NotRun
 from cachekit.oci.collect import CollectReport, CollectRequest, collect
 from cachekit.oci.held import LAYOUT_LOCK, layout_locked, lock_place
+from cachekit.oci.layout import WHICH, Layout
 from cachekit.oci.verify import LayoutReport, verify_layout
 from cachekit.system.workers import worker_count
 
@@ -91,7 +92,9 @@ def layout_damaged(report: LayoutReport) -> Damaged:
         path=report.path,
         rung="oci",
         faults=[str(fault) for fault in report.faults],
-        hint="remove it: the next build writes it anew; an image layout has to be made again",
+        hint="remove it: the next build writes it anew; an image layout has to be made again"
+        if report.recognised
+        else f"nothing of a layout is here: {WHICH}",
     )
 
 
@@ -159,12 +162,7 @@ def gc(path: str, as_json: bool, lock_timeout: float, **options: Any) -> int:
       cachekit oci gc .buildx-cache --keep-tags 3
     """
     request = CollectRequest(path, **options)
-    held = (
-        nullcontext()
-        if request.dry_run or not os.path.isdir(path)
-        else layout_locked(path, shared=False, timeout=lock_timeout)
-    )
-    with held:
+    with nullcontext() if request.dry_run else _held(path, lock_timeout):
         report = collect(request)
     if as_json:
         click.echo(to_json(asdict(report)))
@@ -178,6 +176,13 @@ def gc(path: str, as_json: bool, lock_timeout: float, **options: Any) -> int:
             short_by=report.short_by,
         )
     return 0
+
+
+def _held(path: str, timeout: float) -> AbstractContextManager[None]:
+    """Return the lock of a layout; none where there is no layout in which it could lie."""
+    with Layout(path) as layout:
+        there = layout.looks_like_one()
+    return layout_locked(path, shared=False, timeout=timeout) if there else nullcontext()
 
 
 def _tell(report: CollectReport) -> None:

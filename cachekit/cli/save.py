@@ -122,7 +122,7 @@ def save(
 
     \b
     Examples:
-      cachekit save --key "npm-$HASH" node_modules ~/.npm
+      cachekit save --key "node-$HASH" node_modules ~/.npm
       cachekit save --key "venv-$HASH" .venv --exclude __pycache__
       cachekit save node
       cachekit save --all

@@ -22,9 +22,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cachekit.errors import Damaged, Refused, SourceUnreadable, Unsupported
+from cachekit.errors import Damaged, NothingMatched, Refused, SourceUnreadable, Unsupported
 from cachekit.oci.graph import Graph, walk
-from cachekit.oci.layout import ASIDE, Layout
+from cachekit.oci.layout import ASIDE, WHICH, Layout
 from cachekit.oci.plan import WRITING_NS, CollectPlan, Line, plan_collection
 from cachekit.system.clock import now_ns
 from cachekit.system.files import open_directory, random_name, remove_tree
@@ -76,6 +76,10 @@ def collect(request: CollectRequest) -> CollectReport:
     begin = time.perf_counter()
     report = CollectReport(request.path)
     with Layout(request.path) as layout:
+        if not layout.looks_like_one():
+            raise NothingMatched(
+                "this is no OCI layout: nothing of one is here", path=layout.path, hint=WHICH
+            )
         try:
             _collect(request, layout, report)
         except OSError as error:

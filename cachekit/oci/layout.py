@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from typing import Self
 
 from cachekit.errors import NothingMatched, SourceUnreadable
+from cachekit.model import LOCKS_NAME
 from cachekit.oci.graph import DOCUMENT_BYTES
 from cachekit.system.files import open_directory
 from cachekit.system.locks import try_lock, unlock
 
-__all__ = ["ASIDE", "BlobFile", "Ingest", "Layout"]
+__all__ = ["ASIDE", "WHICH", "BlobFile", "Ingest", "Layout"]
 
 #: Where a collection keeps what it is about to remove; found only while one runs, or after it was killed.
 ASIDE = ".cachekit-gc"
 _INDEX, _LOCK, _VERSION = "index.json", "index.json.lock", "oci-layout"
 _NAMES = {"sha256": re.compile(r"[0-9a-f]{64}"), "sha512": re.compile(r"[0-9a-f]{128}")}
+#: What to name.
+WHICH = "name the directory of type=local,dest=..."
 #: BuildKit holds its lock only while it reads or writes index.json.
 _LOCK_SECONDS = 10.0
 
@@ -56,10 +59,10 @@ class Layout:
         self.path = path
         try:
             self.fd = open_directory(os.fsencode(path), dir_fd=within, follow=within is None)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NothingMatched(
-                "there is no such directory", path=path, hint="name the directory of type=local,dest=..."
-            ) from None
+        except FileNotFoundError:
+            raise NothingMatched("there is no such directory", path=path, hint=WHICH) from None
+        except NotADirectoryError:
+            raise NothingMatched("this is no directory", path=path, hint=WHICH) from None
         except OSError as error:
             raise SourceUnreadable(f"cannot open the directory: {error.strerror}", path=path) from None
 
@@ -68,6 +71,13 @@ class Layout:
 
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)
+
+    def looks_like_one(self) -> bool:
+        """Return True if something of a layout is here, or nothing at all yet."""
+        names = set(os.listdir(self.fd))
+        return bool(names & {_INDEX, _LOCK, _VERSION, "blobs", "ingest"}) or names <= {
+            os.fsdecode(LOCKS_NAME)
+        }
 
     def read_index(self) -> bytes | None:
         """Return index.json, read while BuildKit does not write it; None if there is none. Raises SourceUnreadable."""

@@ -64,6 +64,8 @@ class LayoutReport:
     unreferenced: list[tuple[str, int]] = field(default_factory=list)
     ingest: list[tuple[str, int]] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
+    #: Something of a layout is here; if not, nobody should be told to remove the directory.
+    recognised: bool = True
     seconds: float = 0.0
 
 
@@ -101,7 +103,7 @@ def _look(
     progress: Progress | None,
 ) -> tuple[LayoutReport, bytes | None]:
     """Look once. ``known``: blobs whose digest was found right, as they were then."""
-    report = LayoutReport(layout.path)
+    report = LayoutReport(layout.path, recognised=layout.looks_like_one())
     index = layout.read_index()
     faults = report.faults
     faults += _version_faults(layout.read_version())

@@ -210,3 +210,12 @@ def test_any_encoding(cli: Cli, encoding: str) -> None:
         ["restore", "--key=ключ"],
     ):
         cli(*arguments, env=environment).expect()
+
+
+@pytest.mark.parametrize("group", ["oci", "lock", "store"])
+def test_a_group_without_its_command(cli: Cli, group: str) -> None:
+    """A group without a command names its commands in one sentence, as wrong usage."""
+    done = cli(group).expect(2)
+    assert done.stderr.startswith("cachekit: error: a command is missing: ")
+    assert "Usage" not in done.stderr
+    assert done.stderr.count("\n") == 2

@@ -182,3 +182,23 @@ def test_a_file_that_is_called_like_ours(made: MadeLayout) -> None:
     (made.path / ".cachekit-gc-note").write_text("a file of that name is not ours")
     assert len(gc(made).removed) == 1
     assert (made.path / ".cachekit-gc-note").exists()
+
+
+def test_a_directory_of_something_else(cli: Cli) -> None:
+    """A directory that holds other things is no layout: that is told, and nothing is made in it, not even a lock."""
+    (cli.cwd / "src").mkdir()
+    (cli.cwd / "src/main.c").write_text("int main;")
+    for command in (("gc", "src"), ("gc", "src", "--dry-run")):
+        assert "no OCI layout" in cli("oci", *command).expect(8).stderr
+    assert [path.name for path in (cli.cwd / "src").iterdir()] == ["main.c"]
+    done = cli("oci", "verify", "src").expect(4)
+    assert "remove it" not in done.stderr
+    assert "type=local" in done.stderr
+    assert "no directory" in cli("oci", "verify", "src/main.c").expect(8).stderr
+    assert "remove the directory" not in cli("save", "--kind=oci", "--key=k", "src").expect(4).stderr
+
+
+def test_a_cache_that_is_only_locked(cli: Cli) -> None:
+    """The directory that oci lock made, and no build wrote to, has nothing to collect."""
+    cli("oci", "lock", "new", "--", "true").expect(0)
+    cli("oci", "gc", "new", "--settle=0s").expect(0)
