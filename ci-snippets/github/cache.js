@@ -51,7 +51,8 @@ function restore() {
   if (wanted.store) args.push('--store', wanted.store);
   for (const prefix of lines(input('restore-keys'))) args.push('--restore-key', prefix);
   if (isTrue('lookup-only')) args.push('--lookup-only');
-  if (isTrue('fail-on-cache-miss')) args.push('--fail-on-miss');
+  // Without a cache the job is slower, no more; unless it shall not go on without one.
+  args.push(isTrue('fail-on-cache-miss') ? '--fail-on-miss' : '--soft-fail');
   if (isTrue('enableCrossOsArchive')) args.push('--any-platform');
   const { paths } = pathsOf(wanted.path);
   // Without a path cachekit would restore whatever the entry holds below the current directory.
@@ -65,9 +66,11 @@ function restore() {
   const done = run(command, args, { allowed: [0, 3] }); // 3: a miss, and that is to fail
   if (done !== null) {
     const report = JSON.parse(done.stdout);
-    outputs['cache-hit'] = report.cache_hit;
-    outputs['cache-matched-key'] = report.matched_key ?? '';
-    outputs.status = report.status;
+    if (report.error === undefined) {
+      outputs['cache-hit'] = report.cache_hit;
+      outputs['cache-matched-key'] = report.matched_key ?? '';
+      outputs.status = report.status;
+    }
     process.exitCode = done.code;
   }
   tell('GITHUB_OUTPUT', outputs);

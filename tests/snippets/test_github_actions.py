@@ -257,6 +257,29 @@ def test_wrong_use_fails(cached: Cached) -> None:
     assert done.outputs["cache-hit"] in {"", "false"}
 
 
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [({"path": "other"}, "does not hold"), ({"store": "file"}, "store"), ({"path": "file"}, "a file")],
+    ids=["other paths", "no store", "in the way"],
+)
+def test_a_restore_that_cannot_be(cached: Cached, wanted: dict[str, str], why: str) -> None:
+    """What keeps a restore from being done is a warning, and the job goes on; with fail-on-cache-miss it fails."""
+    make_tree(cached.job.workspace, {"file": {"a": b"1"}})
+    inputs = {"path": wanted.get("path", "deps").replace("other", "deps"), "key": "deps-1"}
+    make_tree(cached.job.workspace, {"deps": {"a": b"1"}})
+    cached.restore(inputs).expect()
+    cached.save().expect()
+    shutil.rmtree(cached.job.workspace / "file")
+    (cached.job.workspace / "file").write_text("in the way")
+    done = cached.restore({**inputs, **wanted}).expect()
+    assert "::warning title=cachekit::" in done.text
+    assert why in done.text
+    assert done.outputs["status"] in {"error", "unreadable"}
+    assert (done.outputs["cache-hit"], done.outputs["cache-matched-key"]) == ("false", "")
+    failed = cached.restore({**inputs, **wanted, "fail-on-cache-miss": "true"})
+    assert failed.code in {3, 8}
+
+
 @requires("tmpfs")
 def test_a_full_disk_at_the_save(cached: Cached) -> None:
     """A save for which there is no space is a warning: the job, whose build was fine, succeeds; nothing is left."""
