@@ -22,6 +22,7 @@ from cachekit.engine.objects import (
     read_container,
     read_event,
     read_image,
+    read_image_details,
     read_info,
     read_volume,
 )
@@ -92,6 +93,19 @@ def test_a_socket_of_others_is_no_permission(open_path: Path) -> None:
         done = run([sys.executable, "-c", code], env=environment, user=NOBODY, cwd=open_path).expect(0)
     assert done.stdout.startswith("no-permission ")
     assert str(fake.path) in done.stdout
+
+
+def test_an_id_without_its_algorithm_is_the_same_id() -> None:
+    """Podman leaves the algorithm out of some ids: they mean the images that others name with it."""
+    bare = "ab" * 32
+    row = read_image({"Id": f"sha256:{bare}", "ParentId": bare})
+    details = read_image_details({"Id": bare})
+    assert row is not None
+    assert details is not None
+    assert row.parent == details.id == f"sha256:{bare}"
+    first = read_image({"Id": f"sha256:{bare}", "ParentId": ""})
+    assert first is not None
+    assert first.parent == ""
 
 
 def test_the_api_version_is_agreed_on(tmp_path: Path) -> None:

@@ -120,20 +120,22 @@ def test_what_is_there_is_not_sent_again(host: PodmanHost, store: Path) -> None:
     assert ids(host) == LOADED | {"localhost/kept:1": TWO.id}
 
 
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "free"])
 def test_a_short_name_is_given_back_as_a_load_gives_it(
-    host: PodmanHost, mimic: MimicEngine, store: Path
+    host: PodmanHost, mimic: MimicEngine, store: Path, *, taken: bool
 ) -> None:
-    """An entry of Docker has short names: Podman gets them under localhost/, where another image may be by now."""
+    """An entry of Docker has short names: Podman gets them under localhost/, also where another image has it by now."""
     image = made_image("app:1", layers=[SHARED], command="/bin/app")
     mimic.add(image)
     save_images(ImageSaveRequest("k-1", ["app:1"], str(store), engine=mimic.connect))
     host.load(image_archive([image], "legacy"))
-    host.client.call("POST", "/images/app:1/tag", {"repo": "localhost/kept", "tag": "1"})
-    host.load(image_archive([made_image("app:1", layers=[SHARED], command="/bin/newer")], "legacy"))
+    host.client.tag_image("localhost/app:1", "localhost/kept:1")
+    host.client.remove_image("localhost/app:1")
+    if taken:
+        host.load(image_archive([made_image("app:1", layers=[SHARED], command="/bin/newer")], "legacy"))
     report = load(host, store)
     assert [(one["names"], one["done"]) for one in report.images] == [(["app:1"], "named")]
-    found = ids(host)
-    assert found["localhost/app:1"] == found["localhost/kept:1"] == image.id
+    assert ids(host) == LOADED | dict.fromkeys(("localhost/app:1", "localhost/kept:1"), image.id)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
