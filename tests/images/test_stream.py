@@ -97,16 +97,19 @@ class Output:
     def __init__(self, path: Path, full: int | None = None) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         self._full = full
+        self.finished: int | None = None
 
     def write(self, data: bytes, offset: int) -> None:
         """Write."""
         if self._full is not None and offset + len(data) > self._full:
             raise OSError(errno.ENOSPC, "full")
+        assert self.finished is None, "what is written after it was made durable is not"
         os.pwrite(self.fd, data, offset)
 
     def finish(self, size: int) -> None:
         """Cut."""
         os.ftruncate(self.fd, size)
+        self.finished = size
 
     def close(self) -> None:
         """Close."""
@@ -150,6 +153,7 @@ def write(
             wants=lambda _, size: size < 100,
             held=Held(held),
         )
+        assert output.finished == written.archive_bytes == os.fstat(output.fd).st_size
     finally:
         output.close()
         assert threading.active_count() == before

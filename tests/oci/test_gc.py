@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachekit.errors import Damaged, Unsupported
+from cachekit.oci import plan as planning
 from cachekit.oci.collect import CollectReport, CollectRequest, collect
 from cachekit.oci.graph import walk
 from cachekit.oci.layout import BlobFile
-from cachekit.oci.plan import plan_collection
+from cachekit.oci.plan import CollectPlan, plan_collection
 from cachekit.oci.verify import verify_layout
 from tests.crash.scene import die_at
 from tests.support.cli import Cli
@@ -159,6 +160,60 @@ def test_an_unfinished_blob_is_put_back(made: MadeLayout, monkeypatch: pytest.Mo
     monkeypatch.setattr("cachekit.oci.collect.time.sleep", lambda _seconds: made.blob(content(99)))
     assert gc(made, settle=1).status == "busy"
     assert (old / "data").read_bytes() == bytes(1000)
+
+
+@pytest.mark.parametrize("sign", ["blob", "ingest", "index"])
+def test_each_sign_of_a_writer_puts_all_back(
+    made: MadeLayout, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    """A blob that appears, an unfinished one, or another index.json: any of them alone makes the layout busy."""
+    before = made.digests()
+
+    def sleep(_seconds: float) -> None:
+        assert made.digests() < before
+        if sign == "blob":
+            made.blob(content(99))
+        elif sign == "ingest":
+            made.ingest(10, 0)
+        else:
+            made.name("again", made.references[0])
+
+    monkeypatch.setattr("cachekit.oci.collect.time.sleep", sleep)
+    assert gc(made, settle=1).status == "busy"
+    assert made.digests() >= before
+    assert not list(made.path.glob(".cachekit-gc*"))
+
+
+def test_an_index_that_changes_before_it_is_rewritten(
+    made: MadeLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a build names after the plan was made is not lost: index.json stays as the build wrote it."""
+    made.cache("second", [content(5)])
+    before = made.digests()
+    planned = planning.plan_collection
+
+    def plan(*args: Any, **options: Any) -> CollectPlan:
+        found = planned(*args, **options)
+        made.name("third", made.references[0])
+        return found
+
+    monkeypatch.setattr("cachekit.oci.collect.plan_collection", plan)
+    report = gc(made, keep_tags=1)
+    assert (report.status, report.references, report.removed) == ("busy", [], [])
+    names = [one["annotations"].popitem()[1] for one in made.references]
+    assert names == ["latest", "second", "third"]
+    assert len(json.loads((made.path / "index.json").read_text())["manifests"]) == 3
+    assert made.digests() == before
+
+
+@pytest.mark.parametrize(("grace", "age", "busy"), [(0, 30, True), (600, 300, True), (600, 700, False)])
+def test_who_writes_still(made: MadeLayout, grace: float, age: float, *, busy: bool) -> None:
+    """An unfinished blob that grew within a minute, or within the grace time, has a writer: all stays."""
+    before = made.digests()
+    unfinished = made.ingest(10, age)
+    assert gc(made, grace=grace).status == ("busy" if busy else "done")
+    assert unfinished.exists() is busy
+    assert (made.digests() == before) is busy
 
 
 @pytest.mark.parametrize("inside", [False, True])
