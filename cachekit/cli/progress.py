@@ -37,7 +37,8 @@ class ProgressBar:
         rate = size(done / max(now - self._begin, 0.001))
         share = min(1.0, done / total) if total else 0.0
         if total:
-            text = f"{share:4.0%} of {size(total)}, {members} members, {rate}/s"
+            inside = f", {members} members" if members else ""
+            text = f"{share:4.0%} of {size(total)}{inside}, {rate}/s"
         else:
             text = f"{size(done)}, {members} members so far, {rate}/s"
         if self._terminal:

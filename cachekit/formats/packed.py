@@ -26,9 +26,9 @@ PACKED: frozenset[FileKind] = frozenset({"gzip", "zstd", "xz", "bzip2"})
 
 _PIECE = 1 << 20
 _INPUT = 256 << 10
-#: zstd's decoder hands out all that an input gives: 8 KiB can be 256 MiB at most (RFC 8878: a block of 3 + 1 bytes
-#: gives 128 KiB), and are some MB of what people have.
-_ZSTD_INPUT = 8 << 10
+#: zstd's decoder hands out all that an input gives, twice for a moment: 2 KiB can be 64 MiB at most (RFC 8878: a block
+#: of 3 + 1 bytes gives 128 KiB), and are some hundred KB of what people have.
+_ZSTD_INPUT = 2 << 10
 #: xz -9 needs 65 MiB; what asks for more than this was made to be a burden. (zstd's own limit is 128 MiB.)
 _XZ_MEMORY = 512 << 20
 _SKIPPABLE = struct.Struct("<II")

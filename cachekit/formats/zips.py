@@ -57,7 +57,11 @@ def check_zip(file: BinaryIO) -> ZipSummary:
         why = f"it ends at byte {size}, and lacks its directory" if lacks else str(error)
         raise Damaged(f"the zip file is damaged: {why}", rung="structure", found=size) from None
     except (NotImplementedError, RuntimeError) as error:
-        raise Unsupported(f"the zip file cannot be checked here: {error}", rung="structure") from None
+        raise Unsupported(
+            f"the zip file cannot be checked here: {error}",
+            rung="structure",
+            hint="check it with the tool that made it",
+        ) from None
 
 
 def _checked(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> ZipSummary:
@@ -95,4 +99,10 @@ def _checked(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> ZipSummary:
         raise Damaged("the zip file ends inside its comment", rung="structure", found=size)
     if last < end or not record.startswith(_SIGNATURE):
         raise Damaged("something follows the end of the zip file", rung="structure", offset=last)
+    # In 16 bits, also where there are more and the record of zip64 has the full number.
+    counted = int.from_bytes(record[10:12], "little")
+    if counted not in {0xFFFF, len(members) & 0xFFFF}:
+        raise Damaged(
+            f"the directory of the zip file has {len(members)} of {counted} members", rung="structure"
+        )
     return ZipSummary(len(members), content, encrypted)

@@ -235,7 +235,11 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         try:
             yield file
         except OSError as error:
-            raise Unreadable(f"cannot read the file: {error.strerror}", path=path) from None
+            raise Unreadable(
+                f"cannot read the file: {error.strerror}",
+                path=path,
+                hint="check the disk or mount that holds the file",
+            ) from None
 
 
 def _require_same(path: str, before: os.stat_result, after: os.stat_result, size: int) -> None:

@@ -234,6 +234,20 @@ def test_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert re.search(r"saving: \d+% of 200\.0 MiB", told.splitlines()[-1])
 
 
+def test_progress_of_something_without_members(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no members are counted, as for a file that is checked, none are told."""
+    clock = Clock()
+    monkeypatch.setattr("cachekit.cli.progress.time.monotonic", clock)
+    bar = ProgressBar("checking")
+    clock.now += 6
+    bar(5 << 20, 10 << 20, 0)
+    told = capsys.readouterr().err
+    assert " 50% of 10.0 MiB, " in told
+    assert "members" not in told
+
+
 def test_no_progress_for_a_short_job(saved: Here) -> None:
     """A job that takes less than some seconds prints its closing line only."""
     assert len(saved("restore", "--key", "npm-1").expect().stderr.splitlines()) == 1

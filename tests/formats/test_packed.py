@@ -221,3 +221,15 @@ def test_bombs(kind: FileKind) -> None:
     held, kilobytes = map(int, done.stdout.split())
     assert held == size
     assert kilobytes < 200 << 10
+
+
+def test_a_zstd_bomb_in_one_frame() -> None:
+    """One frame of 1 GiB in some KB, at zstd's highest ratio, takes no more memory than a small CI job has."""
+    script = f"head -c {1 << 30} /dev/zero | zstd -q -19 -c"
+    packed = subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout
+    done = subprocess.run(
+        [sys.executable, "-c", _BOMB, "zstd"], input=packed, capture_output=True, check=True, cwd=PROJECT
+    )
+    held, kilobytes = map(int, done.stdout.split())
+    assert held == 1 << 30
+    assert kilobytes < 256 << 10

@@ -247,3 +247,30 @@ def test_a_member_of_a_zip_file_with_a_hostile_name(here: Here) -> None:
     done = here("check", "f.zip").expect(4)
     assert "\x1b" not in done.stderr
     assert "evil" in done.stderr
+
+
+def test_a_zip_directory_that_lacks_rows(here: Here) -> None:
+    """A directory with fewer members than its end record counts is refused; more than 65,535 are no fault."""
+    data = bytearray(zipped("f.zip"))
+    end = data.rindex(b"PK\x05\x06")
+    data[end + 8 : end + 12] = b"\x03\0\x03\0"
+    Path("f.zip").write_bytes(data)
+    assert "3 members" in here("check", "f.zip").expect(4).stderr
+    with zipfile.ZipFile("f.zip", "w") as archive:
+        for number in range(66_000):
+            archive.writestr(str(number), b"")
+    here("check", "f.zip").expect()
+
+
+def test_hints_are_about_the_file(here: Here) -> None:
+    """What cannot be read, or not be checked here, gets a hint about that file and not about an entry or a store."""
+    data = bytearray(zipped("f.zip"))
+    data[8] = data[data.index(b"PK\x01\x02") + 10] = 77  # a method that nobody has
+    Path("f.zip").write_bytes(data)
+    refused = here("check", "f.zip").expect(4)
+    assert "the tool that made it" in refused.stderr
+    unreadable = here("check", "/proc/self/mem").expect(9)
+    assert "holds the file" in unreadable.stderr
+    for done in (refused, unreadable):
+        assert "entry" not in done.stderr
+        assert "store" not in done.stderr
