@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +23,7 @@ from cachekit.cli.outputs import warn
 from cachekit.cli.progress import ProgressBar
 from cachekit.cli.render import count, printable, size, to_json
 from cachekit.cli.running import Running
-from cachekit.errors import Damaged, GoalNotMet, NotRun
+from cachekit.errors import Damaged, GoalNotMet, NotRun, SourceUnreadable
 from cachekit.oci.collect import CollectReport, CollectRequest, collect
 from cachekit.oci.held import LAYOUT_LOCK, layout_locked, lock_place
 from cachekit.oci.layout import WHICH, Layout
@@ -178,11 +179,23 @@ def gc(path: str, as_json: bool, lock_timeout: float, **options: Any) -> int:
     return 0
 
 
-def _held(path: str, timeout: float) -> AbstractContextManager[None]:
-    """Return the lock of a layout; none where there is no layout in which it could lie."""
+def _held(path: str, timeout: float) -> AbstractContextManager[object]:
+    """Return the lock of a layout; none where there is no layout in which it could lie. Raises SourceUnreadable."""
     with Layout(path) as layout:
-        there = layout.looks_like_one()
-    return layout_locked(path, shared=False, timeout=timeout) if there else nullcontext()
+        if not layout.looks_like_one():
+            return nullcontext()
+    stack = ExitStack()
+    try:
+        stack.enter_context(layout_locked(path, shared=False, timeout=timeout))
+    except OSError as error:
+        # Without room for a lock nobody has made one, so nobody holds it; and a collection is what makes room.
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise SourceUnreadable(
+                f"the layout cannot be locked: {error.strerror}",
+                path=path,
+                hint="it and its files must be yours to change; --dry-run only looks",
+            ) from None
+    return stack
 
 
 def _tell(report: CollectReport) -> None:

@@ -25,7 +25,7 @@ from cachekit.guard.inspect import Findings, Progress, digest_of, inspect
 from cachekit.guard.manifest import MAX_BYTES, SUFFIX, FileSeal, decode, encode
 from cachekit.system.clock import host_name, now_ns
 from cachekit.system.files import open_directory
-from cachekit.system.publish import TempFile
+from cachekit.system.publish import TempFile, sweep
 from cachekit.trust import ANYONE, Trust
 
 __all__ = ["FileReport", "check_file", "checked_file", "seal_file"]
@@ -288,6 +288,7 @@ def _publish(place: str, data: bytes) -> None:
     try:
         fd = open_directory(os.fsencode(directory or "."), follow=True)
         try:
+            sweep(fd, f".{name}.")  # of a seal that was killed
             with TempFile(fd, f".{name}") as temp:
                 os.fchmod(temp.fd, 0o644)
                 temp.write(data, 0)

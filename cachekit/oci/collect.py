@@ -5,6 +5,7 @@ An exporter writes blobs first and index.json last, and takes a blob that is the
 - a layout on which a build is writing right now is left alone (``busy``);
 - what goes is first moved aside, all of it, and index.json is read again a moment later: what it names by then is put
   back, and so is everything if anything was written meanwhile;
+- on a full disk a few things go before all others, in the same way, for a directory and an index need room;
 - references that are dropped leave index.json, under BuildKit's own lock, before any blob of theirs is touched.
 
 Whatever is killed in between, index.json leads to nothing that is not in its place, or that the next collection does
@@ -14,6 +15,7 @@ not put back.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,18 +24,27 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cachekit.errors import Damaged, NothingMatched, Refused, SourceUnreadable, Unsupported
+from cachekit.errors import Damaged, NoSpace, NothingMatched, Refused, SourceUnreadable, Unsupported
+from cachekit.oci.aside import (
+    Aside,
+    move_single,
+    put_singles_back,
+    remove_single,
+    single_bytes,
+)
 from cachekit.oci.graph import Graph, walk
 from cachekit.oci.layout import ASIDE, WHICH, Layout
 from cachekit.oci.plan import WRITING_NS, CollectPlan, Line, plan_collection
 from cachekit.system.clock import now_ns
-from cachekit.system.files import open_directory, random_name, remove_tree
-from cachekit.system.publish import TempFile, link_as, sweep
+from cachekit.system.publish import TempFile, sweep
+from cachekit.system.space import free_space
 from cachekit.system.steps import step
 
 __all__ = ["CollectReport", "CollectRequest", "collect"]
 
-_MODES = 0o700
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+#: What a collection needs itself at the most: a directory, a lock, a new index.json.
+_ROOM, _INODES = 1 << 20, 4
 #: How a new index.json is called until it is whole.
 _NEW_INDEX = f"{ASIDE}-index"
 
@@ -71,7 +82,7 @@ def collect(request: CollectRequest) -> CollectReport:
 
     Raises Damaged for a layout whose documents are damaged or missing, and for a directory with blobs and no index.json
     (containerd's own store is one); Unsupported if something is named by a type that is not known: what leads to what
-    is not known then. Raises NothingMatched, SourceUnreadable.
+    is not known then. Raises NothingMatched, SourceUnreadable, NoSpace.
     """
     begin = time.perf_counter()
     report = CollectReport(request.path)
@@ -83,6 +94,12 @@ def collect(request: CollectRequest) -> CollectReport:
         try:
             _collect(request, layout, report)
         except OSError as error:
+            if error.errno in _FULL:
+                raise NoSpace(
+                    f"there is no room to begin with: {error.strerror}",
+                    path=request.path,
+                    hint="remove any file on that filesystem and run it again; index.json is as it was",
+                ) from None
             raise SourceUnreadable(
                 f"cannot collect the layout: {error.strerror}",
                 path=request.path,
@@ -94,8 +111,9 @@ def collect(request: CollectRequest) -> CollectReport:
 
 def _collect(request: CollectRequest, layout: Layout, report: CollectReport) -> None:
     if not request.dry_run:
+        put_singles_back(layout)
         for name in layout.asides():
-            _finish_aside(layout, name, report)
+            _finish_aside(Aside(layout, name), report)
         sweep(layout.fd, _NEW_INDEX)
     index = layout.read_index()
     if index is None and _is_young(layout, request.grace):
@@ -125,29 +143,69 @@ def _collect(request: CollectRequest, layout: Layout, report: CollectReport) -> 
         report.status = "busy"
         report.references = []
         return
-    if plan.dropped and not _rewrite(layout, index, plan):
+    if not _make_room(request, layout, graph, plan, index, before, report):
         report.status = "busy"
         report.references = []
         return
+    aside = Aside.make(layout)
+    try:
+        if plan.dropped and not _rewrite(layout, index, plan):
+            report.status = "busy"
+            report.references = []
+            aside.remove(set())
+            return
+    except OSError:
+        aside.remove(set())
+        raise
     step("gc.index-written")
     after_rewrite = layout.read_index()
-    if not plan.removed:
-        return
-    aside = f"{ASIDE}-{random_name()}"
-    os.mkdir(aside, _MODES, dir_fd=layout.fd)
     for line in plan.removed:
-        _move_aside(layout, aside, line)
+        aside.take(line)
     step("gc.aside")
-    time.sleep(request.settle)
-    changed = layout.read_index() != after_rewrite or _signs(layout).written_since(before)
-    if changed:
+    if plan.removed:
+        time.sleep(request.settle)
+    if layout.read_index() != after_rewrite or _signs(layout).written_since(before):
         report.status = "busy"
-        report.restored += len(_put_back(layout, aside, None))
-        remove_tree(os.fsencode(aside), dir_fd=layout.fd)
+        restored = aside.put_back(None)
+        report.restored += len(restored)
+        aside.remove(restored)
         return
-    restored = _finish_aside(layout, aside, report)
-    report.removed = [line for line in plan.removed if _flat(line) not in restored]
+    restored = _finish_aside(aside, report)
+    report.removed = [line for line in plan.removed if Aside.key(line) not in restored]
     step("gc.removed")
+
+
+def _make_room(
+    request: CollectRequest,
+    layout: Layout,
+    graph: Graph,
+    plan: CollectPlan,
+    index: bytes | None,
+    before: _Signs,
+    report: CollectReport,
+) -> bool:
+    """On a full disk remove a few things that nothing leads to, for the collection needs some room. False: busy.
+
+    If there is nothing of the kind, what comes next may fail, and says so.
+    """
+    space = free_space(layout.fd)
+    if space.available >= _ROOM and (space.inodes is None or space.inodes >= _INODES):
+        return True
+    lines = [line for line in plan.removed if line.kind == "ingest" or line.name not in graph.blobs]
+    if not lines:
+        return True
+    # The largest, for one of a few bytes may give no block back.
+    largest = sorted(lines, key=lambda line: line.size, reverse=True)[:_INODES]
+    names = [move_single(layout, line) for line in largest]
+    step("gc.single")
+    time.sleep(request.settle)
+    if layout.read_index() != index or _signs(layout).written_since(before):
+        put_singles_back(layout)
+        return False
+    for name in names:
+        report.freed += single_bytes(layout, name)
+        remove_single(layout, name)
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +224,7 @@ def _signs(layout: Layout) -> _Signs:
     return _Signs(frozenset(layout.blobs()[0]), ingests)
 
 
-def _graph(layout: Layout, index: bytes | None, aside: str = "") -> Graph:
+def _graph(layout: Layout, index: bytes | None, aside: Aside | None = None) -> Graph:
     """Walk the layout, and what lies aside. Raises Damaged unless every document that something leads to is itself.
 
     A document with another digest may be JSON all the same, and then it leads somewhere else.
@@ -184,8 +242,8 @@ def _graph(layout: Layout, index: bytes | None, aside: str = "") -> Graph:
 
     def read(digest: str, size: int) -> bytes | None:
         data = layout.document(digest, size)
-        if data is None and aside:
-            data = _document_aside(layout, aside, digest, size)
+        if data is None and aside is not None:
+            data = aside.document(digest, size)
         return data if data is not None and _is_itself(digest, data) else None
 
     graph = walk(index, read)
@@ -230,16 +288,6 @@ def _is_itself(digest: str, data: bytes) -> bool:
     return hashlib.new(algorithm, data).hexdigest() == expected
 
 
-def _document_aside(layout: Layout, aside: str, digest: str, size: int) -> bytes | None:
-    name = f"{aside}/{digest.replace(':', '-')}"
-    with contextlib.suppress(OSError):
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=layout.fd)
-        with open(fd, "rb") as file:
-            data = file.read(size + 1)
-        return data if len(data) == size else None
-    return None
-
-
 def _rewrite(layout: Layout, index: bytes | None, plan: CollectPlan) -> bool:
     """Write index.json without the dropped references, if it still is what was planned with. False if it is not."""
     assert index is not None
@@ -261,75 +309,16 @@ def _rewrite(layout: Layout, index: bytes | None, plan: CollectPlan) -> bool:
     return True
 
 
-def _move_aside(layout: Layout, aside: str, line: Line) -> None:
-    source = f"ingest/{line.name}" if line.kind == "ingest" else "blobs/" + line.name.replace(":", "/")
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(source, f"{aside}/{_flat(line)}", src_dir_fd=layout.fd, dst_dir_fd=layout.fd)  # noqa: TID251 - a move
-
-
-def _flat(line: Line) -> str:
-    return f"ingest-{line.name}" if line.kind == "ingest" else line.name.replace(":", "-")
-
-
-def _put_back(layout: Layout, aside: str, needed: set[str] | None) -> set[str]:
-    """Put blobs back that are ``needed`` (None: all, and ingests); return which. What is there anew stays."""
-    restored = set()
-    for name in _listed(layout, aside):
-        kind, _, rest = name.partition("-")
-        if kind == "ingest":
-            if needed is not None:
-                continue
-            target = f"ingest/{rest}"
-        elif needed is None or f"{kind}:{rest}" in needed:
-            target = f"blobs/{kind}/{rest}"
-        else:
-            continue
-        restored.add(name)
-        try:
-            # A link never takes the place of what a build has written there meanwhile.
-            link_as(f"{aside}/{name}", target, layout.fd, layout.fd)
-        except FileExistsError:
-            continue
-        except OSError:  # a directory, or a filesystem without links
-            with contextlib.suppress(FileExistsError):
-                os.rename(f"{aside}/{name}", target, src_dir_fd=layout.fd, dst_dir_fd=layout.fd)  # noqa: TID251 - a move
-    return restored
-
-
-def _finish_aside(layout: Layout, aside: str, report: CollectReport) -> set[str]:
+def _finish_aside(aside: Aside, report: CollectReport) -> set[str]:
     """Put back what index.json leads to by now, remove the rest; return what was put back."""
+    layout = aside.layout
     try:
         graph = _graph(layout, layout.read_index(), aside)
     except Refused:
         # Nobody can say what leads to what is aside, so all of it goes back.
-        _put_back(layout, aside, None)
-        remove_tree(os.fsencode(aside), dir_fd=layout.fd)
+        aside.remove(aside.put_back(None))
         raise
-    restored = _put_back(layout, aside, set(graph.blobs))
+    restored = aside.put_back(set(graph.blobs))
     report.restored += len(restored)
-    for name in _listed(layout, aside):
-        if name not in restored:
-            report.freed += _bytes_of(layout, aside, name)
-    remove_tree(os.fsencode(aside), dir_fd=layout.fd)
+    report.freed += aside.remove(restored)
     return restored
-
-
-def _bytes_of(layout: Layout, aside: str, name: str) -> int:
-    if not name.startswith("ingest-"):
-        return os.lstat(f"{aside}/{name}", dir_fd=layout.fd).st_size
-    total = 0
-    with contextlib.suppress(OSError):
-        fd = open_directory(os.fsencode(f"{aside}/{name}"), dir_fd=layout.fd)
-        try:
-            total = sum(os.lstat(one, dir_fd=fd).st_size for one in os.listdir(fd))
-        finally:
-            os.close(fd)
-    return total
-
-
-def _listed(layout: Layout, aside: str) -> list[str]:
-    fd = open_directory(os.fsencode(aside), dir_fd=layout.fd)
-    try:
-        return sorted(os.listdir(fd))
-    finally:
-        os.close(fd)

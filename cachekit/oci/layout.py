@@ -114,16 +114,20 @@ class Layout:
     def locked(self, *, shared: bool = False) -> Iterator[bool]:
         """Hold BuildKit's own lock of index.json for a moment, as it does; say whether it was to be had.
 
-        A build that meets the lock fails, so nothing slow may happen here. On a read-only directory there is none.
+        A build that meets the lock fails, so nothing slow may happen here. On a read-only directory there is none, and
+        who wants it alone gets OSError.
         """
         fd = -1
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         deadline = time.monotonic() + _LOCK_SECONDS
         try:
             while True:
-                with contextlib.suppress(OSError):
+                try:
                     # To read, a lock is not made: who only looks changes nothing.
                     fd = os.open(_LOCK, flags | (0 if shared else os.O_CREAT), 0o644, dir_fd=self.fd)
+                except OSError:
+                    if not shared:
+                        raise
                 if fd < 0 or (try_lock(fd, shared=shared) and self._still(fd)):
                     break
                 os.close(fd)

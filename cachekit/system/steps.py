@@ -54,6 +54,7 @@ STEPS: tuple[str, ...] = (
     "pin.created",
     "pin.durable",
     "pin.removed",
+    "gc.single",
     "gc.index-written",
     "gc.aside",
     "gc.removed",

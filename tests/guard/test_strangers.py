@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from cachekit.guard.files import seal_file
+from tests.crash.scene import die_at
 from tests.support.cli import Cli
 from tests.support.in_process import Here
 from tests.support.processes import clean_environment
@@ -274,3 +277,15 @@ def test_hints_are_about_the_file(here: Here) -> None:
     for done in (refused, unreadable):
         assert "entry" not in done.stderr
         assert "store" not in done.stderr
+
+
+def test_a_seal_that_was_killed(here: Here) -> None:
+    """What a killed seal leaves behind is removed by the next one of that file, and by no other."""
+    Path("f.bin").write_bytes(b"1")
+    Path("g.bin").write_bytes(b"2")
+    assert die_at("save.temp-locked", lambda: seal_file("f.bin")) == -signal.SIGKILL
+    assert len(list(Path().glob(".f.bin.*"))) == 1
+    here("seal", "g.bin").expect()
+    assert len(list(Path().glob(".f.bin.*"))) == 1
+    here("seal", "f.bin").expect()
+    assert sorted(os.listdir()) == ["f.bin", "f.bin.cachekit.json", "g.bin", "g.bin.cachekit.json"]

@@ -1,0 +1,152 @@
+"""Blobs that lie aside while a collection looks whether they are needed after all: moved there, put back, removed.
+
+There are two places. A directory holds all that is to go. Where the disk is so full that no directory can be made,
+a few things go first, each under a name of its own beside ``index.json``: a rename needs no room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+from cachekit.oci.layout import ASIDE, Layout
+from cachekit.oci.plan import Line
+from cachekit.system.files import open_directory, random_name, remove_tree
+from cachekit.system.publish import link_as
+
+__all__ = [
+    "Aside",
+    "move_single",
+    "put_singles_back",
+    "remove_single",
+    "single_bytes",
+]
+
+_MODES = 0o700
+#: Followed by a random name, a full stop, and what ``_flat`` says.
+_SINGLE = f"{ASIDE}1-"
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """The directory. ``name`` is its name in the layout."""
+
+    layout: Layout
+    name: str
+
+    @classmethod
+    def make(cls, layout: Layout) -> Aside:
+        """Make one. Raises OSError."""
+        name = f"{ASIDE}-{random_name()}"
+        os.mkdir(name, _MODES, dir_fd=layout.fd)
+        return cls(layout, name)
+
+    def take(self, line: Line) -> None:
+        """Move a blob or ingest here; it may be gone already."""
+        with contextlib.suppress(FileNotFoundError):
+            _rename(self.layout, _place(_flat(line)), f"{self.name}/{_flat(line)}")
+
+    def document(self, digest: str, size: int) -> bytes | None:
+        """Return a document that lies here; None if it does not, or has another size."""
+        name = f"{self.name}/{digest.replace(':', '-')}"
+        with contextlib.suppress(OSError):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.layout.fd)
+            with open(fd, "rb") as file:
+                data = file.read(size + 1)
+            return data if len(data) == size else None
+        return None
+
+    def put_back(self, needed: set[str] | None) -> set[str]:
+        """Put blobs back that are ``needed`` (None: all, and ingests); return their lines' keys."""
+        restored = set()
+        for flat in self._listed():
+            kind, _, rest = flat.partition("-")
+            wanted = kind != "ingest" and needed is not None and f"{kind}:{rest}" in needed
+            if needed is None or wanted:
+                restored.add(flat)
+                _return(self.layout, f"{self.name}/{flat}", flat)
+        return restored
+
+    def remove(self, restored: set[str]) -> int:
+        """Remove all of it; return the bytes of what was not ``restored``."""
+        sizes = [
+            _bytes_of(self.layout, f"{self.name}/{flat}") for flat in self._listed() if flat not in restored
+        ]
+        remove_tree(os.fsencode(self.name), dir_fd=self.layout.fd)
+        return sum(sizes)
+
+    @staticmethod
+    def key(line: Line) -> str:
+        """Return what ``put_back`` calls a line."""
+        return _flat(line)
+
+    def _listed(self) -> list[str]:
+        fd = open_directory(os.fsencode(self.name), dir_fd=self.layout.fd)
+        try:
+            return sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
+
+
+def move_single(layout: Layout, line: Line) -> str:
+    """Move one blob or ingest aside; return its name there. Raises OSError."""
+    name = f"{_SINGLE}{random_name()}.{_flat(line)}"
+    _rename(layout, _place(_flat(line)), name)
+    return name
+
+
+def put_singles_back(layout: Layout) -> None:
+    """Give all of them their places again, unless something is there by now; also those of a killed collection."""
+    for name in os.listdir(layout.fd):
+        if name.startswith(_SINGLE):
+            _return(layout, name, name.removeprefix(_SINGLE).partition(".")[2])
+            remove_tree(os.fsencode(name), dir_fd=layout.fd)
+
+
+def single_bytes(layout: Layout, name: str) -> int:
+    """Return how many bytes it has."""
+    return _bytes_of(layout, name)
+
+
+def remove_single(layout: Layout, name: str) -> None:
+    """Remove it."""
+    remove_tree(os.fsencode(name), dir_fd=layout.fd)
+
+
+def _flat(line: Line) -> str:
+    return f"ingest-{line.name}" if line.kind == "ingest" else line.name.replace(":", "-")
+
+
+def _place(flat: str) -> str:
+    kind, _, rest = flat.partition("-")
+    return f"ingest/{rest}" if kind == "ingest" else f"blobs/{kind}/{rest}"
+
+
+def _rename(layout: Layout, old: str, new: str) -> None:
+    os.rename(old, new, src_dir_fd=layout.fd, dst_dir_fd=layout.fd)  # noqa: TID251 - a move
+
+
+def _return(layout: Layout, name: str, flat: str) -> None:
+    """Give something its place again; what is there anew stays."""
+    try:
+        # A link never takes the place of what a build has written there meanwhile.
+        link_as(name, _place(flat), layout.fd, layout.fd)
+    except FileExistsError:
+        return
+    except OSError:  # a directory, or a filesystem without links
+        with contextlib.suppress(FileExistsError):
+            _rename(layout, name, _place(flat))
+
+
+def _bytes_of(layout: Layout, name: str) -> int:
+    with contextlib.suppress(NotADirectoryError):
+        total = 0
+        with contextlib.suppress(FileNotFoundError):
+            fd = open_directory(os.fsencode(name), dir_fd=layout.fd)
+            try:
+                total = sum(os.lstat(one, dir_fd=fd).st_size for one in os.listdir(fd))
+            finally:
+                os.close(fd)
+        return total
+    return os.lstat(name, dir_fd=layout.fd).st_size
