@@ -327,6 +327,33 @@ def test_a_name_alone_does_not_speak_for_a_layer(earlier: Archive, tmp_path: Pat
     assert untarred(tmp_path / "next") == expected([other])
 
 
+def test_a_claim_does_not_speak_for_a_layer(earlier: Archive, tmp_path: Path) -> None:
+    """A content that claims to be a held layer and is another one is damage: there is nothing to try again."""
+    other = replace(next(members([Item(b"x", LARGE[:-1] + b"!")])), claim=ITEMS[1].digest)
+    with pytest.raises(Damaged, match="not what its digest says"):
+        write(tmp_path / "next", iter([other]), held=[earlier])
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_layer_of_another_length_is_not_copied(earlier: Archive, tmp_path: Path, change: int) -> None:
+    """A name that is held with another length does not count, and a digest with another length is damage."""
+    other = Item(ITEMS[1].name, LARGE[:change] if change < 0 else LARGE + b"!")
+    written, _, _ = write(tmp_path / "next", members([other]), held=[earlier])
+    assert written.copied_frames == 0
+    assert untarred(tmp_path / "next") == expected([other])
+    lie = replace(next(members([other])), digest=ITEMS[1].digest)
+    with pytest.raises(Damaged, match="not what its digest says"):
+        write(tmp_path / "next", iter([lie]), held=[earlier])
+
+
+def test_only_contents_with_frames_of_their_own_may_be_copied(tmp_path: Path) -> None:
+    """A layer that shares its frame with other members is not held; one byte more, and it is."""
+    layers = [Item(b"%d" % size, bytes(size)) for size in (5, FRAME_SIZE, FRAME_SIZE + 1)]
+    write(tmp_path / "earlier", members(layers), layers=layers)
+    with opened(tmp_path / "earlier") as archive:
+        assert Held([archive]).sizes() == {layers[2].digest: FRAME_SIZE + 1}
+
+
 def test_one_layer_twice_is_copied_twice(earlier: Archive, tmp_path: Path) -> None:
     """Two members with the content of an earlier one are two members."""
     items = [ITEMS[1], Item(b"again", LARGE), Item(b"end", b"end")]
