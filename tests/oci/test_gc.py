@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachekit.errors import Damaged, Unsupported
+from cachekit.errors import Damaged, SourceUnreadable, Unsupported
 from cachekit.oci import plan as planning
 from cachekit.oci.collect import CollectReport, CollectRequest, collect
 from cachekit.oci.graph import walk
@@ -22,7 +23,9 @@ from cachekit.oci.layout import BlobFile
 from cachekit.oci.plan import CollectPlan, plan_collection
 from cachekit.oci.verify import verify_layout
 from tests.crash.scene import die_at
+from tests.support.capabilities import requires
 from tests.support.cli import Cli
+from tests.support.flaky import flaky
 from tests.support.layouts import INDEX, LAYER, MANIFEST, MadeLayout, content
 from tests.support.processes import wait_until
 
@@ -204,6 +207,58 @@ def test_an_index_that_changes_before_it_is_rewritten(
     assert names == ["latest", "second", "third"]
     assert len(json.loads((made.path / "index.json").read_text())["manifests"]) == 3
     assert made.digests() == before
+
+
+@requires("fuse")
+def test_an_index_that_does_not_reach_the_disk(tmp_path: Path) -> None:
+    """A new index.json that cannot be made durable does not take the old one's place, and no blob goes."""
+    with flaky(tmp_path / "backing") as disk:
+        made = MadeLayout(disk.mount / "layout")
+        for name in ("first", "second"):
+            made.cache(name, [content(len(name), 5000)])
+        index, before = (made.path / "index.json").read_bytes(), made.digests()
+        disk.set_fault("fsync", errno=errno.EIO)
+        with pytest.raises(SourceUnreadable):
+            gc(made, keep_tags=1)
+        assert (made.path / "index.json").read_bytes() == index
+        assert made.digests() == before
+        disk.clear()
+        assert gc(made, keep_tags=1).status == "done"
+        assert len(made.digests()) == 3
+        assert not list(made.path.glob("*cachekit*"))
+
+
+@requires("fuse")
+@pytest.mark.parametrize("there", [False, True])
+def test_blobs_come_back_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, there: bool
+) -> None:
+    """Where there are no hard links a blob that is named by now comes back by renaming, if no build wrote it anew."""
+    with flaky(tmp_path / "backing") as disk:
+        disk.set_fault("link", errno=errno.EPERM)
+        made = MadeLayout(disk.mount / "layout")
+        made.cache("latest", [content(0)])
+        orphan = made.cache("other", [content(50)])
+        made.references.pop()
+        made.write_index()
+        before = made.digests()
+        written: list[int] = []
+
+        def sleep(_seconds: float) -> None:
+            assert made.digests() < before
+            made.name("other", orphan)
+            if there:
+                made.blob(content(50))
+                written.append(made.file(made.blob(content(50))).stat().st_ino)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("cachekit.oci.collect.time.sleep", sleep)
+            assert gc(made, settle=1).restored == 3
+        assert made.digests() == before
+        assert verify_layout(str(made.path)).ok
+        if there:
+            assert [made.file(made.blob(content(50))).stat().st_ino] == written
+        assert not list(made.path.glob("*cachekit*"))
 
 
 @pytest.mark.parametrize(("grace", "age", "busy"), [(0, 30, True), (600, 300, True), (600, 700, False)])
