@@ -137,8 +137,14 @@ def hook(event, args):
         writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if writes and not isinstance(path, int):
             os.write(2, b"OPENED " + os.fsencode(path) + b"\\n")
-    elif event.startswith(("tempfile.", "os.mkdir", "os.symlink", "os.link", "os.rename")):
+    elif event == "os.mkdir":
+        path, _, place = args
+        if place != -1:
+            path = os.path.join(os.readlink(f"/proc/self/fd/{place}"), path)
+        os.write(2, f"MADE directory {path}\\n".encode())
+    elif event.startswith(("tempfile.", "os.symlink", "os.link", "os.rename")):
         os.write(2, f"MADE {event} {args!r}\\n".encode())
+sys.dont_write_bytecode = True
 sys.addaudithook(hook)
 from cachekit.__main__ import main
 sys.exit(main())
