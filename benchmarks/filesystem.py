@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measure import BenchmarkError
@@ -79,3 +82,55 @@ def need(workdir: Path, size: int) -> None:
         raise BenchmarkError(
             f"needs {size / 1e9:.1f} GB for the restored trees, {free / 1e9:.1f} GB are free"
         )
+
+
+def used(path: Path) -> int:
+    """Bytes that the files below `path` take on the disk."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def taken(path: Path) -> int:
+    """Bytes in use on the filesystem that holds `path`, whoever took them."""
+    found = os.statvfs(path)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+class Peak:
+    """The most that a figure rose above what it was at first, looked at every 10 ms."""
+
+    def __init__(self, figure: Callable[[], int]) -> None:
+        self._figure = figure
+        self._first = figure()
+        self.bytes = 0
+
+    def look(self) -> None:
+        """Look once."""
+        self.bytes = max(self.bytes, self._figure() - self._first)
+
+
+@contextmanager
+def watched(*peaks: Peak) -> Iterator[None]:
+    """Look at the peaks while the block runs."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.01):
+            for peak in peaks:
+                peak.look()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        for peak in peaks:
+            peak.look()

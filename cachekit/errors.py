@@ -332,7 +332,10 @@ class Unavailable(CachekitError):
 class NoEngine(Unavailable):
     id = "engine-unavailable"
     meaning = "No container engine answers, or not this user; nothing was done."
-    default_hint = "start Docker or Podman, or say in $DOCKER_HOST where its socket is"
+    default_hint = (
+        "start Docker or Podman (systemctl start docker, or podman.socket), "
+        "or say in $DOCKER_HOST where its socket is"
+    )
 
 
 class EngineFailed(NoEngine):

@@ -24,6 +24,7 @@ _PRIVATE_NAMES = (
     "HOME",
     "ImageOS",
     "WORKSPACE",
+    "CONTAINER_HOST",
     "DOCKER_HOST",
     "DOCKER_ROOT",
     "TMPDIR",

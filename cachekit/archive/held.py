@@ -59,9 +59,8 @@ class Held:
         rows = {path: row for row, path in enumerate(index.paths)}
         for image in archive.seal.images or []:
             for layer in image.layers:
-                row = rows.get(layer.member)
-                if layer.size > FRAME_SIZE and row is not None and index.sizes[row] == layer.size:
-                    content = HeldContent(archive, layer, index.frames[row])
+                if layer.size > FRAME_SIZE:  # which is that member's size too: the check has seen to it
+                    content = HeldContent(archive, layer, index.frames[rows[layer.member]])
                     self._by_digest.setdefault(layer.digest, content)
                     self._by_member.setdefault(layer.member, content)
 
@@ -73,7 +72,6 @@ class Held:
         """Return the length of every content that may be copied, by its digest."""
         return {digest: content.layer.size for digest, content in self._by_digest.items()}
 
-    def called(self, member: bytes, size: int) -> HeldContent | None:
-        """Return the member of this name and size; whether its content is meant is for the caller to find out."""
-        found = self._by_member.get(member)
-        return found if found is not None and found.layer.size == size else None
+    def called(self, member: bytes) -> HeldContent | None:
+        """Return the member of this name; whether its content is meant is for the caller to find out."""
+        return self._by_member.get(member)

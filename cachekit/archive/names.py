@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from cachekit.errors import InvalidRequest, NothingMatched
 from cachekit.model import ROOT_PREFIX, RootName, Target
 
-__all__ = ["Roots", "compile_patterns", "drop_nested", "find_roots", "match_targets", "targets_of"]
+__all__ = [
+    "Roots",
+    "anchored",
+    "compile_patterns",
+    "drop_nested",
+    "find_roots",
+    "match_targets",
+    "targets_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +87,13 @@ def to_target(path: str, roots: Roots) -> Target:
     raise AssertionError("every absolute path is below /")
 
 
-def targets_of(paths: Iterable[str], roots: Roots) -> list[Target]:
+def targets_of(
+    paths: Iterable[str], roots: Roots, excluded: Callable[[bytes], bool] | None = None
+) -> list[Target]:
     """Return the targets that existing path arguments and globs match, sorted, none inside another.
 
-    A path that exists is taken literally, whatever characters it has. Raises NothingMatched when one matches nothing.
+    A path that exists is taken literally, whatever characters it has. What a glob matches is left out if ``excluded``
+    says so of it or of a directory above it, relative to its root. Raises NothingMatched when one matches nothing.
     """
     found: list[Target] = []
     for path in paths:
@@ -109,8 +120,48 @@ def targets_of(paths: Iterable[str], roots: Roots) -> list[Target]:
                 hint="did the step that makes it run before this one? Relative paths begin at --root (default: the "
                 "current directory)",
             )
-        found.extend(to_target(match, roots) for match in matches)
+        kept = [to_target(match, roots) for match in matches]
+        if excluded is not None:
+            kept = [target for target in kept if not _left_out(target.path, excluded)]
+        if not kept:
+            raise NothingMatched(
+                f"all that the pattern {path!r} matches is excluded",
+                path=os.fsdecode(roots.path_of(literal)),
+                hint="look at --exclude, or at excludes in the configuration",
+            )
+        found.extend(kept)
     return drop_nested(found)
+
+
+def _left_out(path: bytes, excluded: Callable[[bytes], bool]) -> bool:
+    parts = path.split(b"/")
+    return any(excluded(b"/".join(parts[: end + 1])) for end in range(len(parts)))
+
+
+def anchored(patterns: Iterable[str], roots: Roots) -> list[str]:
+    """Return exclude patterns with those that begin with ``~/`` or ``/`` relative to the root that they lie below.
+
+    As path arguments are. One that lies below neither the root nor the home directory stays as it is.
+    """
+    return [_anchored(pattern, roots) for pattern in patterns]
+
+
+def _anchored(pattern: str, roots: Roots) -> str:
+    if not pattern.startswith(("~/", "/")):
+        return pattern
+    place = os.path.expanduser(pattern) if pattern.startswith("~/") else pattern
+    magic = _MAGIC.search(place)
+    directory, _, rest = place[: magic.start() if magic else len(place)].rpartition("/")
+    rest += place[magic.start() :] if magic else ""
+    for root in (roots.root, roots.home):
+        # The root may have been written through a link, as $PWD often is.
+        for above in (os.path.normpath(directory or "/"), os.path.realpath(directory or "/")):
+            inside = _inside(os.fsencode(os.path.join(above, rest)), root)
+            if inside is not None:
+                return "./" + os.fsdecode(
+                    inside
+                )  # with a slash, so that it is this place and not a name anywhere
+    return pattern
 
 
 def drop_nested(targets: Iterable[Target]) -> list[Target]:

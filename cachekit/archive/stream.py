@@ -237,7 +237,7 @@ class _Packing:
         """Write a content that has frames of its own; return its digest."""
         self._cut()
         expected = member.digest or member.claim
-        held = self._held.with_digest(expected) if expected else self._held.called(member.name, member.size)
+        held = self._held.with_digest(expected) if expected else self._held.called(member.name)
         if held is None or held.layer.size != member.size:
             digest = self._pack_large(member)
         else:

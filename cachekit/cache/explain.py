@@ -24,8 +24,8 @@ _HITS = ("exact", "partial")
 
 @dataclass(frozen=True, slots=True)
 class ExplainLine:
-    """One entry, or the lack of one: ``verdict`` taken, not-tried, absent, platform, wrong-kind, quarantined, or why it
-    is refused.
+    """One entry, or the lack of one: ``verdict`` taken, not-tried, absent, platform, wrong-kind, other-paths,
+    quarantined, or why it is refused.
 
     ``wanted``: the key or restore key that led to it. ``created_ns`` 0 and ``key`` None: unknown.
     """
@@ -92,7 +92,13 @@ def explain(request: RestoreRequest, *, images: bool = False) -> ExplainReport:
             continue
         try:
             verdict = attempt(
-                store, found.name, request.platform, use, any_platform=request.any_platform, images=images
+                store,
+                found.name,
+                request.platform,
+                use,
+                any_platform=request.any_platform,
+                images=images,
+                exact=found.exact,
             )[-1]
         except (TargetNotNamed, StoreUntrusted) as error:
             report.status, report.error = None, error.as_dict()

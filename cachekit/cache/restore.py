@@ -87,9 +87,11 @@ def restore(request: RestoreRequest) -> RestoreReport:
     A miss, and a refusal that leaves nothing to restore, are values of the report. Guaranteed: no byte of a target
     changes unless its entry was found whole, and signed where the store's trust requires that; absent and replaced
     targets are at every moment the old or the new tree. Damaged and forged entries are set aside, so that they are not
-    served again; those that are not trusted are passed over, and stay for jobs that ask for no signature.
+    served again. Passed over are those that are not trusted, which stay for jobs that ask for no signature, and of what
+    a restore key finds those that hold other paths.
 
-    Raises InvalidRequest, TargetNotNamed, NameConflict, TargetNotWritable, NoSpace, LockTimeout, StoreUnavailable.
+    Raises InvalidRequest, TargetNotNamed (of the exact key's entry), NameConflict, TargetNotWritable, NoSpace,
+    LockTimeout, StoreUnavailable.
     """
     begin = time.perf_counter()
     key = Key(request.key)
@@ -106,7 +108,7 @@ def restore(request: RestoreRequest) -> RestoreReport:
     for name, exact, _ in names_to_try(
         store, key, request.restore_keys, request.platform, any_platform=request.any_platform
     ):
-        verdict = _try(request, store, roots, name, report)
+        verdict = _try(request, store, roots, name, report, exact=exact)
         if verdict == "used":
             report.entry = name
             report.status = "exact" if exact and report.matched_key == key.text else "partial"
@@ -125,14 +127,20 @@ def restore(request: RestoreRequest) -> RestoreReport:
 
 
 def _try(
-    request: RestoreRequest, store: DirectoryStore, roots: Roots, name: str, report: RestoreReport
+    request: RestoreRequest,
+    store: DirectoryStore,
+    roots: Roots,
+    name: str,
+    report: RestoreReport,
+    *,
+    exact: bool,
 ) -> RestoreStatus | Literal["used"]:
     """Restore from one candidate, or say why not."""
 
     def use(archive: Archive) -> None:
         _restore(request, store, archive, roots, report)
 
-    verdicts = attempt(store, name, request.platform, use, any_platform=request.any_platform)
+    verdicts = attempt(store, name, request.platform, use, any_platform=request.any_platform, exact=exact)
     for verdict in verdicts:
         if verdict.certain and store.set_aside(store.entry_path(name), verdict.inode):
             report.quarantined.append(name)

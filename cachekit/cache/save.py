@@ -11,7 +11,7 @@ from typing import Literal
 
 from cachekit.archive.base import Base
 from cachekit.archive.format import DIRECTORY
-from cachekit.archive.names import Roots, compile_patterns, find_roots, targets_of
+from cachekit.archive.names import Roots, anchored, compile_patterns, find_roots, targets_of
 from cachekit.archive.seal import Seal
 from cachekit.archive.walk import Walk
 from cachekit.archive.write import BaseRotten, FileChanged, Progress, Written, write_entry
@@ -94,10 +94,10 @@ def save(request: SaveRequest) -> SaveReport:
     if not request.paths:
         raise InvalidRequest("no path to save was given", hint="cachekit save --key KEY PATH...")
     identity = EntryIdentity(key, this_platform())
-    excluded = compile_patterns(request.excludes) if request.excludes else None
     roots = find_roots(request.root)
+    excluded = compile_patterns(anchored(request.excludes, roots)) if request.excludes else None
     try:
-        targets = targets_of(request.paths, roots)
+        targets = targets_of(request.paths, roots, excluded)
     except NothingMatched:
         # Where names cannot be exchanged, a killed restore may have left no target at all.
         refuse_unfinished(os.path.join(roots.root, os.fsencode(path)) for path in request.paths)

@@ -87,10 +87,13 @@ def attempt(
     *,
     any_platform: bool,
     images: bool = False,
+    exact: bool = True,
 ) -> list[Verdict]:
     """Use one entry, or find out why not; the last verdict is what counts. Changes nothing but by ``use``.
 
-    ``images``: one with Docker images, else one with files; the other kind is a miss.
+    ``images``: one with Docker images, else one with files; the other kind is a miss. ``exact``: its very key was asked
+    for; one that a restore key found, and that holds other paths than those asked for, is a miss too: such keys are
+    prefixes, and what else begins so may be the cache of something else.
 
     Two verdicts: what was read was wrong once, and otherwise the second time. Raises what ``use`` raises, but for
     refusals and errors of reading.
@@ -116,6 +119,10 @@ def attempt(
                 return [Verdict("used")]
         except FileNotFoundError:
             return [Verdict("miss")]
+        except TargetNotNamed as error:
+            if exact:
+                raise
+            return [Verdict("miss", "other-paths", error.message)]
         except (Unsupported, Untrusted, Unreadable) as error:
             return [Verdict(status_of(error), error.id, error.message, error)]
         except WrongContent as error:
@@ -228,7 +235,7 @@ def choose_targets(available: list[Target], paths: list[str], roots: Roots, *, e
                 f"the entry does not hold {unknown[0]!r}",
                 expected=unknown,
                 found=[str(target) for target in available],
-                hint="name one of those, as it was saved; relative paths are below the root (--root)",
+                hint="name one of those as saved (relative paths are below --root); other paths need another key",
             )
     else:
         named = {target for target in available if target.root == "root"}

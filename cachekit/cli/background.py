@@ -21,7 +21,7 @@ from cachekit.errors import InvalidRequest, LockTimeout
 from cachekit.system import process
 from cachekit.system.files import replace_file
 from cachekit.system.keyring import without_keys
-from cachekit.system.state import state_directory
+from cachekit.system.state import make_state_directory, state_directory
 
 __all__ = ["begin", "finish", "go_on", "part", "wait_for"]
 
@@ -79,7 +79,7 @@ def begin() -> None:
 def _write(data: dict[str, Any]) -> None:
     directory = state_directory()
     try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        make_state_directory(directory)
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             replace_file(_NAME, json.dumps(data).encode(), fd)

@@ -12,7 +12,6 @@ from cachekit.cache.carry.exporting import ExportReport, ExportRequest, export
 from cachekit.cache.carry.importing import ImportedFile, ImportReport, ImportRequest, import_carried
 from cachekit.cache.carry.place import default_place
 from cachekit.cache.config.model import Cache
-from cachekit.cli.budget import budget_from_environment
 from cachekit.cli.caches import Asked, Result, restore_key_option, run_each
 from cachekit.cli.options import (
     common,
@@ -29,9 +28,9 @@ from cachekit.cli.outputs import warn, write_outputs
 from cachekit.cli.progress import ProgressBar
 from cachekit.cli.prune import after_save
 from cachekit.cli.render import details, printable, size, to_json
+from cachekit.cli.saving import limits
 from cachekit.cli.settings import Settings, settings_option
 from cachekit.errors import CachekitError, InvalidRequest, Missed, Refused, Unreadable
-from cachekit.retention.budget import Budget
 from cachekit.trust import TrustMode
 
 __all__ = ["store"]
@@ -223,7 +222,7 @@ def import_command(
     """
     given = options.pop("key")
     progress = ProgressBar("importing")
-    address = with_trust(settings.address(), trust)
+    address, budget = with_trust(settings.address(), trust), limits(settings)
     if not places:
         places = _carry_from_environment()
     request = ImportRequest(
@@ -248,7 +247,7 @@ def import_command(
         warn(warning)
     fresh = [file.entry for file in report.files if file.status == "imported" and file.entry is not None]
     if fresh:
-        after_save(address, fresh[-1], _budget_for(settings))
+        after_save(address, fresh[-1], budget)
     here = [file for file in report.files if file.status in {"imported", "exists"}]
     if not here:
         click.echo(f"{report.status}: nothing was imported, go on as after a miss", err=True)
@@ -272,12 +271,6 @@ def import_command(
 def _carry_from_environment() -> tuple[str, ...]:
     chosen = os.environ.get("CACHEKIT_CARRY")
     return (chosen,) if chosen else ()
-
-
-def _budget_for(settings: Settings) -> Budget:
-    """Return the limits of the store: those of the environment, else the configuration's."""
-    budget, file = budget_from_environment(), settings.configuration()
-    return file.budget if budget.unlimited and file is not None else budget
 
 
 def _fields(report: ImportReport) -> dict[str, object]:

@@ -50,7 +50,7 @@ def explain(
 
     \b
     Examples:
-      cachekit explain --key "npm-$HASH" --restore-key npm- node_modules
+      cachekit explain --key "node-$HASH" --restore-key node- node_modules
       cachekit explain node --json
       cachekit explain --images --key "images-$HASH" --restore-key images-
     """

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 import click
 
-from cachekit.cli.budget import budget_from_environment
 from cachekit.cli.caches import restore_key_option
 from cachekit.cli.events import failures, record_restore, record_save
 from cachekit.cli.options import (
     common,
     json_option,
     parse_bytes,
-    parse_directory,
     parse_duration_option,
-    parse_seconds,
     parse_text,
     soft_fail,
     trust_option,
@@ -28,12 +24,19 @@ from cachekit.cli.progress import ProgressBar
 from cachekit.cli.prune import after_save
 from cachekit.cli.render import count, printable, size, to_json
 from cachekit.cli.restore import MISSES, outputs_of, passed_over, why_missed
+from cachekit.cli.saving import (
+    force_option,
+    limits,
+    make_room_options,
+    min_free_option,
+    room_maker,
+    wait_options,
+)
 from cachekit.cli.settings import Settings, settings_option
 from cachekit.engine.streams import STALL_SECONDS
 from cachekit.errors import CachekitError, Missed, Refused
 from cachekit.images.load import ImageLoadReport, ImageLoadRequest, load_images, load_scoped
 from cachekit.images.save import ImageSaveReport, ImageSaveRequest, save_images
-from cachekit.model import StoreAddress
 from cachekit.trust import TrustMode
 
 __all__ = ["image"]
@@ -44,7 +47,8 @@ __all__ = ["image"]
 def image() -> None:
     """Images of Docker or Podman as entries of the store: whole, or refused before the engine gets a byte.
 
-    The engine is asked over its socket ($DOCKER_HOST, or where it usually lies). docs/images.md has the steps for CI.
+    The engine is asked over its socket: $DOCKER_HOST, or Docker's usual places, then Podman's ($CONTAINER_HOST, or the
+    usual ones). docs/images.md has the steps for CI.
     Each command has --json.
 
     \b
@@ -72,41 +76,19 @@ _stall_option = click.option(
 @_key_option
 @settings_option(scopes=True)
 @click.option("--level", type=int, default=3, show_default=True, help="zstd level, -50 (fast) to 22 (small).")
-@click.option("--force", is_flag=True, help="Replace the entry if the key exists.")
+@force_option
 @click.option(
     "--full", is_flag=True, help="Pack every layer anew instead of copying it from an earlier entry."
 )
-@click.option(
-    "--wait", is_flag=True, help="Wait while another process saves this key, instead of leaving it to it."
-)
-@click.option(
-    "--wait-timeout",
-    type=parse_seconds,
-    default=600.0,
-    show_default="600",
-    metavar="SECONDS",
-    help="How long --wait waits.",
-)
+@wait_options
 @click.option(
     "--family",
     type=parse_text,
     metavar="FAMILY",
     help="Entries expected to resemble this one.  [default: the key up to its last -]",
 )
-@click.option(
-    "--min-free", type=parse_bytes, default=0, metavar="SIZE", help="Keep so much free in the store besides."
-)
-@click.option(
-    "--make-room",
-    is_flag=True,
-    help="Short of space, clean for exactly what is missing (stage post), then check once more.",
-)
-@click.option(
-    "--plan",
-    metavar="FILE|NAME",
-    type=parse_directory,
-    help="With --make-room: the plan, as for cachekit clean.",
-)
+@min_free_option
+@make_room_options
 @click.option(
     "--source",
     type=click.Choice(["auto", "engine"]),
@@ -138,15 +120,14 @@ def save(
       cachekit image save --key "images-$HASH" app:ci postgres:16 --make-room
     """
     store = with_trust(settings.address(), trust)
-    wait, timeout = options.pop("wait"), options.pop("wait_timeout")
+    budget = limits(settings)
     plan, make_room = options.pop("plan"), options.pop("make_room")
     progress = ProgressBar("saving")
     request = ImageSaveRequest(
         images=list(images),
         store=store,
-        wait_seconds=timeout if wait else 0.0,
         progress=progress,
-        make_room=_maker(plan, store, images, progress) if make_room else None,
+        make_room=room_maker(plan, store, progress, protected_images=images) if make_room else None,
         **options,
     )
     try:
@@ -159,41 +140,10 @@ def save(
     click.echo(saved_line(report), err=True)
     record_save(store, report, request.family)
     if report.status == "saved":
-        file = settings.configuration()
-        budget = budget_from_environment()
-        if budget.unlimited and file is not None:
-            budget = file.budget
         after_save(store, report.entry, budget)
     if as_json:
         click.echo(to_json({**_values(report), "ratio": round(report.ratio, 3)}))
     return 0
-
-
-def _maker(
-    plan: str | None, store: StoreAddress, images: tuple[str, ...], progress: ProgressBar
-) -> Callable[[int], None]:
-    """Return what makes room in the store by a clean of the stage post that leaves the images alone."""
-
-    def make_room(need: int) -> None:
-        from cachekit.clean.execute import clean
-        from cachekit.clean.prepare import Wish, prepare
-        from cachekit.cli.cleaning import gone, rule_line
-
-        progress.close()
-        wish = Wish(
-            "post",
-            plan,
-            store=store.path,
-            filesystems=[store.path],
-            extra_bytes=need,
-            protected_images=images,
-        )
-        request = prepare(wish)
-        request.finished = lambda outcome: click.echo(rule_line(outcome), err=True) if gone(outcome) else None
-        report = clean(request)
-        click.echo(f"made room: freed {size(report.freed)} in {report.seconds:.1f} s", err=True)
-
-    return make_room
 
 
 @image.command(short_help="Load the images of a key into the engine.")

@@ -32,7 +32,7 @@ from cachekit.trust import TrustMode
 __all__ = ["MISSES", "outputs_of", "passed_over", "restore", "why_missed"]
 
 #: Verdicts on entries that are as they should be, but of no use here: told only if nothing was restored.
-MISSES = frozenset({"miss", "wrong-kind"})
+MISSES = frozenset({"miss", "wrong-kind", "other-paths"})
 #: So many untrusted entries are told of one by one: a store that was never signed may be full of them.
 _UNTRUSTED_LINES = 3
 
@@ -108,8 +108,8 @@ def restore(
 
     \b
     Examples:
-      cachekit restore --key "npm-$HASH" --restore-key npm- node_modules
-      cachekit restore --key "npm-$HASH" --lookup-only
+      cachekit restore --key "node-$HASH" --restore-key node- node_modules
+      cachekit restore --key "node-$HASH" --lookup-only
       cachekit restore --key "venv-$HASH" --replace .venv
       cachekit restore node
       cachekit restore --all

@@ -11,15 +11,11 @@ import click
 from cachekit.cache.config.model import Cache
 from cachekit.cache.save import SaveRequest
 from cachekit.cache.save import save as save_entry
-from cachekit.cli.budget import budget_from_environment
 from cachekit.cli.caches import Asked, Result, asked_options, kind_option, run_each
-from cachekit.cli.cleaning import gone, rule_line
 from cachekit.cli.events import failures, record_save
 from cachekit.cli.options import (
     common,
     json_option,
-    parse_bytes,
-    parse_directory,
     parse_seconds,
     parse_text,
     soft_fail,
@@ -30,6 +26,14 @@ from cachekit.cli.outputs import warn
 from cachekit.cli.progress import ProgressBar
 from cachekit.cli.prune import after_save
 from cachekit.cli.render import count, printable, size
+from cachekit.cli.saving import (
+    force_option,
+    limits,
+    make_room_options,
+    min_free_option,
+    room_maker,
+    wait_options,
+)
 from cachekit.cli.settings import Settings, settings_option
 from cachekit.errors import NoSpace
 from cachekit.model import SaveReport
@@ -51,30 +55,18 @@ _LEVEL = 3
     "excludes",
     multiple=True,
     metavar="GLOB",
-    help="Leave out names (*.log) or paths (pkg/*/test); may be repeated.",
+    help="Leave out names (*.log) or paths (pkg/*/test, ~/.m2/x); may be repeated.",
 )
 @kind_option
-@click.option("--force", is_flag=True, help="Replace the entry if the key exists.")
-@click.option(
-    "--wait", is_flag=True, help="Wait while another process saves this key, instead of leaving it to it."
-)
-@click.option(
-    "--wait-timeout",
-    type=parse_seconds,
-    default=600.0,
-    show_default="600",
-    metavar="SECONDS",
-    help="How long --wait waits.",
-)
+@force_option
+@wait_options
 @click.option(
     "--family",
     type=parse_text,
     metavar="FAMILY",
     help="Entries expected to resemble this one.  [default: the cache's name, or the key up to its last -]",
 )
-@click.option(
-    "--min-free", type=parse_bytes, default=0, metavar="SIZE", help="Keep so much free in the store besides."
-)
+@min_free_option
 @click.option(
     "--changed",
     type=click.Choice(["skip", "refuse"]),
@@ -82,17 +74,7 @@ _LEVEL = 3
     show_default=True,
     help="What to do about a file that keeps changing while it is read.",
 )
-@click.option(
-    "--make-room",
-    is_flag=True,
-    help="Short of space, clean for exactly what is missing (stage post), then check once more.",
-)
-@click.option(
-    "--plan",
-    metavar="FILE|NAME",
-    type=parse_directory,
-    help="With --make-room: the plan, as for cachekit clean.",
-)
+@make_room_options
 @click.option(
     "--full", is_flag=True, help="Write everything anew, instead of starting from an earlier entry."
 )
@@ -140,15 +122,13 @@ def save(
 
     \b
     Examples:
-      cachekit save --key "npm-$HASH" node_modules ~/.npm
+      cachekit save --key "node-$HASH" node_modules ~/.npm
       cachekit save --key "venv-$HASH" .venv --exclude __pycache__
       cachekit save node
       cachekit save --all
     """
     asked = Asked(settings, key, arguments, every, expand, root)
     options["excludes"] = list(options["excludes"])
-    wait, timeout = options.pop("wait"), options.pop("wait_timeout")
-    options["wait_seconds"] = timeout if wait else 0.0
     code, _ = run_each(asked, lambda cache: _save_one(asked, cache, trust, dict(options)), as_json=as_json)
     return code
 
@@ -158,10 +138,7 @@ def _save_one(asked: Asked, cache: Cache | None, trust: TrustMode | None, option
     options["store"] = with_trust(asked.settings.address(cache), trust)
     what = asked.resolve(cache)
     options |= {"key": what.key, "paths": what.paths, "root": what.root}
-    file = asked.settings.configuration()
-    budget = budget_from_environment()
-    if budget.unlimited and file is not None:
-        budget = file.budget
+    budget, file = limits(asked.settings), asked.settings.configuration()
     if options["level"] is None:
         levels = (cache and cache.level, file and file.level)
         options["level"] = next((level for level in levels if level is not None), _LEVEL)
@@ -199,33 +176,13 @@ def _save(request: SaveRequest, maker: Callable[[int], None] | None) -> SaveRepo
 
 
 def _maker(plan: str | None, options: dict[str, Any], progress: ProgressBar) -> Callable[[int], None]:
-    """Return what makes room: a clean of the stage post, for so many free bytes in the store and nothing else."""
+    """Return what makes room by a clean that leaves alone what is to be saved."""
     from cachekit.cache.estimate import places_of
 
-    untouchable = {
-        os.fsdecode(place): "what is to be saved" for place in places_of(options["paths"], options["root"])
-    }
-
-    def make_room(need: int) -> None:
-        from cachekit.clean.execute import clean
-        from cachekit.clean.prepare import Wish, prepare
-
-        progress.close()
-        wish = Wish(
-            "post",
-            plan,
-            store=options["store"].path,
-            filesystems=[options["store"].path],
-            untouchable=untouchable,
-            extra_bytes=need,
-            lock_timeout=options["lock_timeout"],
-        )
-        request = prepare(wish)
-        request.finished = lambda outcome: click.echo(rule_line(outcome), err=True) if gone(outcome) else None
-        report = clean(request)
-        click.echo(f"made room: freed {size(report.freed)} in {report.seconds:.1f} s", err=True)
-
-    return make_room
+    places = places_of(options["paths"], options["root"])
+    untouchable = {os.fsdecode(place): "what is to be saved" for place in places}
+    wish = {"untouchable": untouchable, "lock_timeout": options["lock_timeout"]}
+    return room_maker(plan, options["store"], progress, **wish)
 
 
 def _fields(report: SaveReport) -> dict[str, object]:

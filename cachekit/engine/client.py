@@ -31,7 +31,15 @@ from cachekit.engine.objects import (
     read_info,
     read_volume,
 )
-from cachekit.engine.outcome import Answer, EngineRefused, EngineUnavailable, candidates, complaint
+from cachekit.engine.outcome import (
+    Answer,
+    EngineRefused,
+    EngineUnavailable,
+    candidates,
+    complaint,
+    most_telling,
+    podman_places,
+)
 from cachekit.system.clock import now_ns
 
 if TYPE_CHECKING:
@@ -67,21 +75,29 @@ class Engine:
         self._info: Info | None = None
 
     @classmethod
-    def connect(cls, timeout: float = 10.0, *, environment: Mapping[str, str] = os.environ) -> Engine:
+    def connect(
+        cls, timeout: float = 10.0, *, environment: Mapping[str, str] = os.environ, podman: bool = False
+    ) -> Engine:
         """Find this machine's engine and agree on a version of the API. Raises EngineUnavailable.
 
-        $DOCKER_HOST, else the system's engine, else this user's own. Of several reasons the one of an engine that is
-        there is told: no permission rather than no engine.
+        $DOCKER_HOST, else the system's Docker, else this user's own; with ``podman``, after them, where Podman's socket
+        lies. A Docker that is there and does not answer is not passed over for Podman: what was built with the one is
+        not in the other. Of several reasons the one of an engine that is there is told: no permission rather than no
+        engine; if there is none at all, every place is.
         """
-        problem: EngineUnavailable | None = None
-        for path in candidates(environment.get("DOCKER_HOST"), environment.get("XDG_RUNTIME_DIR")):
+        problems: list[EngineUnavailable] = []
+        for places in (candidates, podman_places) if podman else (candidates,):
+            if any(problem.outcome == "no-answer" for problem in problems):
+                break
             try:
-                return cls._greet(path, timeout)
+                for path in places(environment):
+                    try:
+                        return cls._greet(path, timeout)
+                    except EngineUnavailable as error:
+                        problems.append(error)
             except EngineUnavailable as error:
-                if problem is None or problem.outcome == "no-engine":
-                    problem = error
-        assert problem is not None
-        raise problem
+                problems.append(error)
+        raise most_telling(problems)
 
     @classmethod
     def _greet(cls, path: str, timeout: float) -> Engine:

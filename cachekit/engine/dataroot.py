@@ -12,6 +12,7 @@ of its layer database (github.com/vbatts/tar-split: JSON lines of segments and f
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import json
@@ -108,10 +109,8 @@ class ClassicStore:
         return _document(_FileContent(os.path.join(self._database, "imagedb/content/sha256", name)), image)
 
     def layer(self, diff_ids: Sequence[str]) -> Layer:
-        """Return the layer that is the last of ``diff_ids``, above the others. Raises NotFromHere."""
+        """Return the layer that is the last of ``diff_ids`` (one at least), above the others. Raises NotFromHere."""
         chain = ""
-        if not diff_ids:
-            raise NotFromHere("no layer is named")
         for diff_id in diff_ids:
             if not _DIGEST.fullmatch(diff_id):
                 raise NotFromHere(f"{diff_id!r} is no diff id that is known")
@@ -168,7 +167,7 @@ def _name(step: dict[str, Any]) -> bytes:
     raw = step.get("name_raw")
     name = base64.b64decode(raw, validate=True) if raw else step["name"].encode("utf-8")
     parts = [part for part in name.split(b"/") if part not in {b"", b"."}]
-    if not parts or b".." in parts:
+    if b".." in parts:
         raise NotFromHere("a layer's recipe names a file outside the layer")
     return b"/".join(parts)
 
@@ -212,7 +211,8 @@ class _LayerContent:
     def __del__(self) -> None:
         for fd in (self._fd, getattr(self, "_directory", -1)):
             if fd >= 0:
-                os.close(fd)
+                with contextlib.suppress(OSError):  # of a network filesystem that went away
+                    os.close(fd)
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill the buffer as far as there is something: many small files make one piece."""

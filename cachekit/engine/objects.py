@@ -41,6 +41,7 @@ class Info:
 
     ``roots``: the directories that its images may lie in; with a containerd of its own, that is inside the first.
     ``containerd``: images are kept by containerd, as they come from a registry; else unpacked, by the engine itself.
+    ``podman``: it is Podman, which imitates Docker.
     """
 
     identity: str
@@ -48,6 +49,7 @@ class Info:
     driver: str
     version: str = ""
     containerd: bool = False
+    podman: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,8 @@ def read_info(value: object, greeting: object = None) -> Info:
     # Podman makes up an id for each answer; and all engines of a host with Docker 20.10 or older have the same.
     parts = (root,) if podman else (_text(facts.get("ID")), root)
     identity = " ".join(filter(None, parts)) or "unknown"
-    return Info(identity, tuple(roots), _text(facts.get("Driver")), _text(said.get("Version")), snapshotter)
+    version = _text(said.get("Version"))
+    return Info(identity, tuple(roots), _text(facts.get("Driver")), version, snapshotter, podman)
 
 
 def read_container(value: object, inspection: object = None) -> Container | None:
@@ -238,11 +241,16 @@ def read_image(value: object) -> Image | None:
         digests=tuple(name for name in _words(row.get("RepoDigests")) if not name.startswith("<none>@")),
         size=size,
         own=max(0, size - shared) if size is not None and shared is not None else None,
-        parent=_text(row.get("ParentId")),
+        parent=_with_algorithm(_text(row.get("ParentId"))),
         manifests=tuple(dict.fromkeys(filter(None, manifests))),
         containers=max(known) if known else None,
         labels=_labels(row.get("Labels")),
     )
+
+
+def _with_algorithm(identity: str) -> str:
+    """Return an id as Docker writes it: Podman leaves the algorithm out of some."""
+    return identity if ":" in identity or not identity else f"sha256:{identity}"
 
 
 def read_image_inspection(value: object, row: Image) -> Image | None:
@@ -259,8 +267,7 @@ def read_image_details(value: object) -> ImageDetails | None:
         return None
     parts = (_text(row.get("Os")), _text(row.get("Architecture")), _text(row.get("Variant")))
     return ImageDetails(
-        # Podman leaves the algorithm out.
-        id=identity if ":" in identity else f"sha256:{identity}",
+        id=_with_algorithm(identity),
         names=tuple(tag for tag in _words(row.get("RepoTags")) if tag != "<none>:<none>"),
         diff_ids=_words(_table(row.get("RootFS")).get("Layers")),
         size=_number(row.get("Size")) or 0,

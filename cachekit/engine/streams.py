@@ -75,8 +75,7 @@ class Export:
                 not count and len(buffer) and self._answer.length
             ):  # http.client takes an early end for the end
                 raise EngineUnavailable("no-answer", "the engine broke off in the middle of the image")
-        if count:
-            self._tail = (self._tail + bytes(buffer[max(0, count - 4096) : count]))[-4096:]
+        self._tail = (self._tail + bytes(buffer[max(0, count - 4096) : count]))[-4096:]
         return count
 
     @property

@@ -80,17 +80,9 @@ class _Archive:
         """Name a blob in index.json, as containerd does."""
         entry = {name: descriptor[name] for name in ("mediaType", "digest", "size")}
         if one.name:
-            repository, _, tag = one.name.rpartition(":")
-            full = (
-                one.name
-                if "/" in repository and ("." in repository.split("/")[0] or ":" in repository)
-                else ""
-            )
-            if not full:
-                full = _HUB + ("" if "/" in repository else "library/") + one.name
             entry["annotations"] = {
-                "io.containerd.image.name": full,
-                "org.opencontainers.image.ref.name": tag,
+                "io.containerd.image.name": _in_full(one.name),
+                "org.opencontainers.image.ref.name": one.name.rpartition(":")[2],
             }
         self._index.append(entry)
 
@@ -118,9 +110,9 @@ class _Classic(_Archive):
 
     def add(self, one: Wanted) -> None:
         config = self._store.config(one.details.id)
-        document = _object(config)
-        diff_ids = document.get("rootfs", {}).get("diff_ids") or []
-        if tuple(diff_ids) != one.details.diff_ids:
+        rootfs = _object(config).get("rootfs")
+        diff_ids = (rootfs.get("diff_ids") if isinstance(rootfs, dict) else None) or []
+        if diff_ids != list(one.details.diff_ids):
             raise NotFromHere("the engine names other layers than the config")
         layers = []
         for number, diff_id in enumerate(diff_ids, 1):
@@ -150,10 +142,10 @@ class _Contained(_Archive):
 
     def add(self, one: Wanted) -> None:
         data = self._store.document(one.details.id)
-        media_type = _object(data).get("mediaType")
+        media_type = _media_type(_object(data))
         if media_type not in _INDEXES | _MANIFESTS:
             raise NotFromHere("the image is no manifest or index that is known")
-        whole = self._walk({"mediaType": media_type, "digest": one.details.id, "size": len(data)}, one, 0)
+        whole = self._walk({"mediaType": media_type, "digest": one.details.id, "size": len(data)}, set(), 0)
         chosen = [(config, layers) for config, layers, platform in whole if platform == one.details.platform]
         if len(chosen) != 1:
             raise NotFromHere("the image has no, or several, parts for its platform")
@@ -161,29 +153,36 @@ class _Contained(_Archive):
         self._name(one, *chosen[0])
 
     def _walk(
-        self, descriptor: Mapping[str, Any], one: Wanted, depth: int
+        self, descriptor: Mapping[str, Any], seen: set[str], depth: int
     ) -> list[tuple[str, list[str], str]]:
-        """Take in all that a descriptor leads to; return config, layers and platform of each whole image in it."""
+        """Take in all that a descriptor leads to; return config, layers and platform of each whole image in it.
+
+        ``seen``: documents that are not walked again. Without it few of them, each naming the next often, take forever.
+        """
         digest = descriptor.get("digest")
         if not isinstance(digest, str) or depth > 4:
             raise NotFromHere("the image is of a shape that is not known")
+        if digest in seen:
+            return []
+        seen.add(digest)
         data = self._store.document(digest)
         document = _object(data)
         self._blobs[digest] = len(data), _bytes(data)
-        if document.get("mediaType", descriptor.get("mediaType")) in _INDEXES:
+        if (_media_type(document) or _media_type(descriptor)) in _INDEXES:
             found = []
             for child in _rows(document.get("manifests")):
                 if (
                     self._store.size(str(child.get("digest"))) is not None
                 ):  # else another platform's, not here
-                    found += self._walk(child, one, depth + 1)
+                    found += self._walk(child, seen, depth + 1)
             return found
         config, layers = document.get("config"), _rows(document.get("layers"))
         if not isinstance(config, dict):
             raise NotFromHere("a manifest names no config")
         for part in (config, *layers):
             self._take(part)
-        if _KIND in (descriptor.get("annotations") or {}):
+        notes = descriptor.get("annotations")
+        if isinstance(notes, dict) and _KIND in notes:
             return []
         facts = _object(self._store.document(config["digest"]))
         parts = (facts.get("os"), facts.get("architecture"), facts.get("variant"))
@@ -192,7 +191,7 @@ class _Contained(_Archive):
 
     def _take(self, part: Mapping[str, Any]) -> None:
         digest, size = part.get("digest"), part.get("size")
-        if not isinstance(digest, str) or self._store.size(digest) != size or not isinstance(size, int):
+        if not isinstance(digest, str) or type(size) is not int or self._store.size(digest) != size:
             raise NotFromHere("a part of the image is not here, or has another length")
         store = self._store
         self._blobs[digest] = size, lambda: store.open(digest)
@@ -212,6 +211,19 @@ def _object(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise NotFromHere("a document of the image is of a shape that is not known")
     return value
+
+
+def _media_type(value: Mapping[str, Any]) -> str:
+    found = value.get("mediaType")
+    return found if isinstance(found, str) else ""
+
+
+def _in_full(name: str) -> str:
+    """Return a name with its registry, which Docker leaves out where it is its own (as ``splitDockerDomain`` does)."""
+    first, slash, _ = name.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost" or first != first.lower()):
+        return name
+    return _HUB + ("" if slash else "library/") + name
 
 
 def _path(digest: str) -> str:

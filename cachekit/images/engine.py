@@ -13,12 +13,13 @@ __all__ = ["connected", "engine_errors"]
 
 
 def connected() -> Engine:
-    """Return this machine's engine. Raises NoEngine saying why none can be spoken to."""
+    """Return this machine's engine, Docker's or Podman's. Raises NoEngine saying why none can be spoken to."""
     try:
-        return Engine.connect(60.0)
+        return Engine.connect(60.0, podman=True)
     except EngineUnavailable as error:
         hint = {
-            "no-permission": "add the user to the socket's group (docker), or run as root",
+            "no-permission": "add the user to the socket's group (docker), run as root, "
+            "or start a Podman of one's own (systemctl --user start podman.socket)",
             "no-answer": "the engine may be starting or overloaded; its log says more",
         }.get(error.outcome)
         raise NoEngine(error.reason, hint=hint) from None

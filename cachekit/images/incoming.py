@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cachekit.archive.format import DIRECTORY, FILE, FRAME_SIZE, SYMLINK
+from cachekit.archive.format import DIRECTORY, FILE, SYMLINK
 from cachekit.archive.images import HeldImage, HeldLayer
 from cachekit.archive.stream import StreamMember
 from cachekit.errors import Damaged, EngineFailed, SourceChanged
@@ -26,7 +26,7 @@ class Look:
 
     def wants(self, name: bytes, size: int) -> bool:
         """Return True for a document that has to be read."""
-        return size <= FRAME_SIZE and self._inventory.wants(name, size)
+        return self._inventory.wants(name, size)
 
     def seen(self, member: StreamMember, digest: str, content: bytes | None) -> None:
         """Take note of a member that went by."""
@@ -42,7 +42,7 @@ class Look:
         """
         contents = self._inventory.contents([one.name for one in wanted if one.name])
         if contents.faults:
-            more = f" (and {len(contents.faults) - 1} more faults)" if len(contents.faults) > 1 else ""
+            more = f" (and {len(contents.faults) - 1} more)" if len(contents.faults) > 1 else ""
             raise EngineFailed(f"the engine sent no whole image: {contents.faults[0]}{more}")
         for one in wanted:
             found = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,9 +18,9 @@ from cachekit.engine.client import Engine
 from cachekit.errors import EngineFailed, InvalidRequest
 from cachekit.images.engine import connected, engine_errors
 from cachekit.images.incoming import is_same
-from cachekit.images.names import image_platform
+from cachekit.images.names import image_platform, name_to_give
 from cachekit.images.outgoing import tar_of
-from cachekit.images.room import Need, require_room
+from cachekit.images.room import require_room, room_to_load
 from cachekit.model import Key, RestoreReport, RestoreStatus, StoreAddress
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.steps import step
@@ -172,10 +171,12 @@ def _is_there(engine: Engine, image: HeldImage, name: str) -> bool:
 
 
 def _give_names(engine: Engine, image: HeldImage) -> None:
-    identity = next(one for one in image.ids if _is_there(engine, image, one))
+    identity = next((one for one in image.ids if _is_there(engine, image, one)), None)
+    if identity is None:
+        raise EngineFailed("the image went away while it was named", expected=list(image.ids))
     for name in image.names:
         if not _is_there(engine, image, name):
-            engine.tag_image(identity, name)
+            engine.tag_image(identity, name_to_give(name, podman=engine.info().podman))
 
 
 def _confirmed(engine: Engine, image: HeldImage, done: str) -> dict[str, object]:
@@ -200,15 +201,8 @@ def _confirmed(engine: Engine, image: HeldImage, done: str) -> dict[str, object]
 
 
 def _require_room(request: ImageLoadRequest, engine: Engine, archive: Archive) -> None:
-    """Look for room in the engine's data root: for the archive as it comes, and for its layers unpacked.
-
-    Layers that are compressed in the archive take more when they are unpacked; how much nobody says beforehand.
-    """
-    info = engine.info()
-    if not info.roots:
-        return
-    need = Need(os.fspath(info.roots[0]), 2 * archive.seal.tar_bytes, "the engine's image")
-    require_room([need], min_free=request.min_free)
+    """Look for room where the engine puts the archive as it comes, and its layers unpacked."""
+    require_room(room_to_load(engine.info(), archive.seal.tar_bytes), min_free=request.min_free)
 
 
 def _send(request: ImageLoadRequest, engine: Engine, archive: Archive) -> list[str]:

@@ -14,6 +14,8 @@ __all__ = ["Wanted", "image_platform", "resolve"]
 
 #: What an engine leaves out of a name that it shows.
 _HUB = ("docker.io/library/", "docker.io/", "index.docker.io/library/", "index.docker.io/")
+#: What Podman puts before a short name when it looks for it among its images, in this order.
+_COMPLETED = ("localhost/", "docker.io/library/", "docker.io/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ def resolve(engine: Engine, asked: Sequence[str]) -> list[Wanted]:
         if details is None:
             raise NothingMatched(
                 f"the engine has no image {text!r}",
-                hint="docker image ls shows what it has; did the step that builds or pulls it run before this one?",
+                hint="docker (or podman) image ls shows what it has; "
+                "did the step that builds or pulls it run before this one?",
             )
         wanted = Wanted(text, shown_name(text, details.names), details)
         found.setdefault(wanted.reference, wanted)
@@ -53,5 +56,15 @@ def shown_name(asked: str, names: Sequence[str]) -> str:
     if ":" not in name.rpartition("/")[2]:
         name += ":latest"
     short = next((name.removeprefix(hub) for hub in _HUB if name.startswith(hub)), name)
-    # Podman shows names in full, and "localhost/" before those that were built here.
-    return next((shown for shown in names if shown in {name, short} or shown.endswith("/" + short)), "")
+    # Podman shows names in full; those of other registries come last, as it would take them last.
+    for full in (name, short, *(prefix + name for prefix in _COMPLETED)):
+        if full in names:
+            return full
+    return next((shown for shown in names if shown.endswith("/" + short)), "")
+
+
+def name_to_give(name: str, *, podman: bool) -> str:
+    """Return the name under which a load would have tagged an image: Podman's own for one without a registry."""
+    registry, slash, _ = name.partition("/")
+    full = slash and (registry == "localhost" or not {".", ":"}.isdisjoint(registry))
+    return name if full or not podman else f"localhost/{name}"

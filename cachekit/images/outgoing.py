@@ -22,7 +22,7 @@ def tar_of(archive: Archive, threads: int) -> Iterator[bytes]:
     def decoded(frame: int) -> bytes:
         return decode_frame(archive, frame, here)
 
-    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         waiting: deque[Future[bytes]] = deque()
         try:
             for frame in range(archive.index.frame_count):

@@ -6,11 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cachekit.engine.objects import Info
 from cachekit.errors import NoSpace
 from cachekit.model import format_size
 from cachekit.system.space import free_space, pool_of
 
-__all__ = ["Need", "require_room"]
+__all__ = ["Need", "require_room", "room_to_load", "room_to_save"]
+
+#: Where Podman's copies go unless its own $TMPDIR says otherwise, which its API does not tell.
+_PODMAN_COPIES = "/var/tmp"  # noqa: S108 - nothing is written there
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,30 @@ class Need:
     path: str
     size: int
     what: str
+
+
+def room_to_save(info: Info, size: int) -> list[Need]:
+    """Return what an engine needs to send images of ``size`` bytes: Docker's classic store and Podman make a copy.
+
+    Podman 4.3 puts the archive together in one file, beside the layer that it is at.
+    """
+    if info.podman:
+        return [Need(_PODMAN_COPIES, 2 * size, "Podman's copies while it saves")]
+    if info.containerd or not info.roots:
+        return []
+    return [Need(info.roots[0], size, "the engine's copy while it saves")]
+
+
+def room_to_load(info: Info, tar_bytes: int) -> list[Need]:
+    """Return what an engine needs to take an archive of images: for the archive as it comes, and for layers unpacked.
+
+    Layers that are compressed in the archive take more when they are unpacked; how much nobody says beforehand.
+    """
+    root = info.roots[:1]
+    if info.podman:  # 4.3 keeps the archive, and unpacks that beside it
+        copies = Need(_PODMAN_COPIES, 2 * tar_bytes, "Podman's copies while it loads")
+        return [copies, *(Need(place, tar_bytes, "the engine's image") for place in root)]
+    return [Need(place, 2 * tar_bytes, "the engine's image") for place in root]
 
 
 def require_room(needs: Sequence[Need], *, min_free: int = 0) -> None:

@@ -24,7 +24,7 @@ from cachekit.images.direct import NotFromHere, members_from_data_root
 from cachekit.images.engine import connected, engine_errors
 from cachekit.images.incoming import Look, members_of
 from cachekit.images.names import Wanted, image_platform, resolve
-from cachekit.images.room import Need, require_room
+from cachekit.images.room import require_room, room_to_save
 from cachekit.model import LEVELS, EntryIdentity, Key, SaveReport, StoreAddress, Target
 from cachekit.store.directory import DirectoryStore
 from cachekit.system.publish import TempFile
@@ -236,16 +236,14 @@ def _reserve(
     *,
     copied: bool,
 ) -> None:
-    """Look for room in the store, and in the engine's data root for the copy that it makes; then take the store's."""
+    """Look for room in the store, and for the copy that the engine makes; then take the store's."""
     total = sum(one.details.size for one in wanted)
-    need = int(total * ratio) + _OVERHEAD
-    needs = [Need(store.path, need, "the entry")]
-    if copied and not info.containerd and info.roots:
-        needs.append(Need(info.roots[0], total, "the engine's copy while it saves"))
-    require_room(needs[1:], min_free=0)
-    take_room(store, temp, need, min_free=request.min_free, make_room=request.make_room)
+    needs = room_to_save(info, total) if copied else []
+    require_room(needs, min_free=0)
+    entry = int(total * ratio) + _OVERHEAD
+    take_room(store, temp, entry, min_free=request.min_free, make_room=request.make_room)
     # What the entry takes is taken by now: what is left must do for the engine.
-    require_room(needs[1:], min_free=0)
+    require_room(needs, min_free=0)
 
 
 def _check(temp: TempFile, store: DirectoryStore) -> None:

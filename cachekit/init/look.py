@@ -16,7 +16,7 @@ _MAX_TEXT = 1 << 20
 #: Directories that hold what somebody else wrote, or what a build made.
 _NOT_OURS = frozenset(
     ".git .hg .svn node_modules bower_components vendor third_party target build dist out .venv venv .tox .nox "
-    "__pycache__ .gradle .mvn .terraform .cache site-packages".split()
+    "__pycache__ .gradle .terraform .cache site-packages".split()
 )
 #: Files that are read, by name; and CI files by directory.
 _READ = frozenset(

@@ -40,6 +40,8 @@ class Tool:
     excludes: tuple[str, ...] = ()
     also: tuple[Also, ...] = ()
     variables: tuple[str, ...] = ()
+    moved_by: tuple[str, ...] = ()
+    ask: str = ""
     build: str | None = None
     never: str = ""
     source: str = ""

@@ -31,11 +31,7 @@ def propose(listing: Listing, variables: Collection[str] = (), ci: Ci | None = N
         caches.append(_cache(tool, listing, locks))
         if tool.build:
             builds.append(_build(tool, locks))
-        notes += [
-            f"{tool.name}: ${variable} is set here, so its cache may be elsewhere than {tool.paths[0]}"
-            for variable in tool.variables
-            if variable in variables
-        ]
+        notes += _moved(tool, listing, variables)
     if any(file == ".pnp.cjs" or file.startswith(".yarn/cache/") for file in listing.files):
         notes.append(
             "yarn-berry: .yarn/cache is in the repository; if it is committed, that cache is not needed"
@@ -43,6 +39,11 @@ def propose(listing: Listing, variables: Collection[str] = (), ci: Ci | None = N
     if not caches and listing.named("pyproject.toml"):
         notes.append(
             "pip: pyproject.toml without a lock file: a key could not follow what is installed; lock it (uv lock)"
+        )
+    if any(cache.kind == "oci" for cache in caches) and not _mentioned(listing, "docker/setup-buildx-action"):
+        notes.append(
+            "buildx: the engine's own builder may not export a cache; before the build run "
+            "docker buildx create --use (in GitHub Actions docker/setup-buildx-action)"
         )
     if any(_is_dockerfile(file) for file in listing.files) and not any(c.name == "buildx" for c in caches):
         notes.append(
@@ -67,6 +68,27 @@ def guess_ci(listing: Listing) -> Ci | None:
     if re.search(r"url\s*=.*gitlab", remote):
         return "gitlab"
     return None
+
+
+def _mentioned(listing: Listing, word: str) -> bool:
+    return any(word in text for text in listing.texts.values())
+
+
+def _moved(tool: Tool, listing: Listing, variables: Collection[str]) -> list[str]:
+    """Return what to say of a cache that may be elsewhere: by a variable here, by what CI files set or use."""
+    says = f" ({tool.ask} says where)" if tool.ask else ""
+    elsewhere = f"so its cache may be elsewhere than {tool.paths[0]}{says}"
+    notes = [
+        f"{tool.name}: ${variable} is set here, {elsewhere}"
+        for variable in tool.variables
+        if variable in variables
+    ]
+    for word in (*tool.variables, *tool.moved_by):
+        exact = re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])")
+        file = next((file for file in sorted(listing.texts) if exact.search(listing.texts[file])), None)
+        if file is not None:
+            notes.append(f"{tool.name}: {file} has {word}, {elsewhere}")
+    return notes
 
 
 def _directory(file: str) -> str:
@@ -165,7 +187,7 @@ def _hashed(tool: Tool, locks: list[str]) -> str:
 
 
 def _build(tool: Tool, locks: list[str]) -> str:
-    """Return the tool's command, in the directory of its only lock file if that is not the root."""
+    """Return the tool's command, in the directory of its only lock file, or of the build above all, if not the root."""
     assert tool.build is not None
     places = {_directory(lock) for lock in locks}
     if tool.name == "pip":
@@ -173,7 +195,10 @@ def _build(tool: Tool, locks: list[str]) -> str:
         if re.fullmatch(r"[A-Za-z0-9._/-]+", name) and not name.startswith("-"):
             return f"pip install -r {name}"
         return tool.build
-    if tool.needs or len(places) != 1 or "" in places:
+    if tool.needs:
+        places = {_directory(lock) for lock in locks if lock.rpartition("/")[2] in tool.needs}
+        places = {place for place in places if all(_above(place, other) for other in places)}
+    if len(places) != 1 or "" in places:
         return tool.build
     (place,) = places
     return (

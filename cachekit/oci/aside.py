@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cachekit.oci.layout import ASIDE, Layout
 from cachekit.oci.plan import Line
 from cachekit.system.files import open_directory, random_name, remove_tree
-from cachekit.system.publish import link_as
+from cachekit.system.publish import put_back
 
 __all__ = [
     "Aside",
@@ -128,15 +128,9 @@ def _rename(layout: Layout, old: str, new: str) -> None:
 
 
 def _return(layout: Layout, name: str, flat: str) -> None:
-    """Give something its place again; what is there anew stays."""
-    try:
-        # A link never takes the place of what a build has written there meanwhile.
-        link_as(name, _place(flat), layout.fd, layout.fd)
-    except FileExistsError:
-        return
-    except OSError:  # a directory, or a filesystem without links
-        with contextlib.suppress(FileExistsError):
-            _rename(layout, name, _place(flat))
+    """Give something its place again; what a build has written there meanwhile stays."""
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # an ingest that is there anew: this one goes later
+        put_back(name, layout.fd, _place(flat), layout.fd)
 
 
 def _bytes_of(layout: Layout, name: str) -> int:

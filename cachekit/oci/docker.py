@@ -22,6 +22,10 @@ _LONGEST = 4 << 20
 _LONGEST_TOGETHER = 64 << 20
 #: The most levels of indexes below ``index.json``.
 _DEEPEST = 4
+#: So much is parsed at most, each document as often as another leads to it and as if it were a page longer: a hundred
+#: lines that name the next document, which does the same, would never end.
+_MOST_PARSED = 512 << 20
+_PAGE = 4096
 _NAME = "io.containerd.image.name"
 _REF = "org.opencontainers.image.ref.name"
 _KIND = "vnd.docker.reference.type"
@@ -110,7 +114,7 @@ class Inventory:
     def __init__(self) -> None:
         self._members: dict[bytes, _Member] = {}
         self._faults: dict[str, None] = {}
-        self._read = 0
+        self._read = self._parsed = 0
         self._images: dict[str, _Image] = {}
         self._media: dict[str, str] = {}
         self._others = 0
@@ -390,6 +394,9 @@ class Inventory:
         member = self._file(path, _text(path))
         if member.document is None:
             raise _Fault(f"{_text(path)} is not JSON, or too long for a document")
+        self._parsed += len(member.document) + _PAGE
+        if self._parsed > _MOST_PARSED:
+            raise _Fault("its documents lead to each other too often")
         try:
             value = json.loads(member.document)
             json.dumps(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["state_directory"]
+from cachekit.system.files import open_directory
+
+__all__ = ["make_state_directory", "state_directory"]
 
 
 def state_directory() -> str:
@@ -14,3 +16,31 @@ def state_directory() -> str:
         return os.path.abspath(chosen)
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return os.path.join(base, "cachekit")
+
+
+def make_state_directory(path: str) -> None:
+    """Make the state directory, or one below it, and what is missing above. Raises OSError.
+
+    What root makes in a user's home (``sudo -E``) becomes that user's: else it would be closed to the job's next steps,
+    ``~/.local`` included. Nothing is followed below what was there already, since its owner may change it meanwhile.
+    """
+    there, missing = os.path.abspath(path), []
+    while not os.path.isdir(there):
+        there, name = os.path.split(there)
+        missing.append(name)
+    fd = open_directory(os.fsencode(there), follow=True)
+    try:
+        owner = os.fstat(fd)
+        for name in reversed(missing):
+            try:
+                os.mkdir(name, 0o700, dir_fd=fd)
+                made = True
+            except FileExistsError:
+                made = False  # by another process, just now
+            inner = open_directory(os.fsencode(name), dir_fd=fd)
+            os.close(fd)
+            fd = inner
+            if made and os.geteuid() == 0 != owner.st_uid:
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(fd)

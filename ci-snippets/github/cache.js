@@ -8,7 +8,17 @@ const { appendFileSync } = require('node:fs');
 const path = require('node:path');
 
 const input = (name) => (process.env[`INPUT_${name.toUpperCase()}`] ?? '').trim();
+const isTrue = (name) => ['true', 'True', 'TRUE'].includes(input(name));
 const lines = (text) => text.split('\n').map((line) => line.trim()).filter(Boolean);
+
+/** What the input path says: a line is a comment (#), what a save leaves out (!), or a path. */
+function pathsOf(text) {
+  const said = lines(text).filter((line) => !line.startsWith('#'));
+  return {
+    paths: said.filter((line) => !line.startsWith('!')),
+    excludes: said.filter((line) => line.startsWith('!')).map((line) => line.slice(1).trim()),
+  };
+}
 
 /** Append to one of the runner's files, between lines of a delimiter that no value can hold. */
 function tell(file, values) {
@@ -40,16 +50,27 @@ function restore() {
   const args = ['restore', '--json', '--key', wanted.key];
   if (wanted.store) args.push('--store', wanted.store);
   for (const prefix of lines(input('restore-keys'))) args.push('--restore-key', prefix);
-  if (input('lookup-only') === 'true') args.push('--lookup-only');
-  if (input('fail-on-cache-miss') === 'true') args.push('--fail-on-miss');
-  args.push('--', ...lines(wanted.path).filter((line) => !line.startsWith('!')));
+  if (isTrue('lookup-only')) args.push('--lookup-only');
+  // Without a cache the job is slower, no more; unless it shall not go on without one.
+  args.push(isTrue('fail-on-cache-miss') ? '--fail-on-miss' : '--soft-fail');
+  if (isTrue('enableCrossOsArchive')) args.push('--any-platform');
+  const { paths } = pathsOf(wanted.path);
+  // Without a path cachekit would restore whatever the entry holds below the current directory.
+  if (paths.length === 0) {
+    console.error('::error title=cachekit::the input path names nothing');
+    process.exitCode = 2;
+    return;
+  }
+  args.push('--', ...paths);
 
   const done = run(command, args, { allowed: [0, 3] }); // 3: a miss, and that is to fail
   if (done !== null) {
     const report = JSON.parse(done.stdout);
-    outputs['cache-hit'] = report.cache_hit;
-    outputs['cache-matched-key'] = report.matched_key ?? '';
-    outputs.status = report.status;
+    if (report.error === undefined) {
+      outputs['cache-hit'] = report.cache_hit;
+      outputs['cache-matched-key'] = report.matched_key ?? '';
+      outputs.status = report.status;
+    }
     process.exitCode = done.code;
   }
   tell('GITHUB_OUTPUT', outputs);
@@ -64,14 +85,16 @@ function save(wanted) {
   // A cache that cannot be saved (no space, a file that keeps changing) is a warning: the build itself was fine.
   const args = ['save', '--json', '--soft-fail', '--key', wanted.key];
   if (wanted.store) args.push('--store', wanted.store);
-  const paths = lines(wanted.path);
-  for (const line of paths) if (line.startsWith('!')) args.push('--exclude', line.slice(1));
-  run(wanted.command, [...args, '--', ...paths.filter((line) => !line.startsWith('!'))]);
+  const { paths, excludes } = pathsOf(wanted.path);
+  for (const pattern of excludes) args.push('--exclude', pattern);
+  run(wanted.command, [...args, '--', ...paths]);
 }
 
 const state = (name) => process.env[`STATE_${name}`] ?? '';
-if (state('restored') === 'true') {
-  save({ command: state('command'), key: state('key'), path: state('path'), store: state('store'), exact: state('exact') });
-} else {
+if (state('begun') === '') {
+  tell('GITHUB_STATE', { begun: 'true' });
   restore();
+} else if (state('restored') === 'true') {
+  // Else the restore failed, and the job went on (continue-on-error): there is no command to save with.
+  save({ command: state('command'), key: state('key'), path: state('path'), store: state('store'), exact: state('exact') });
 }

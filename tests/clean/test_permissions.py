@@ -196,3 +196,36 @@ def test_hostile_names_are_shown_escaped(scene: Scene) -> None:
     left = outcome(again.json(), "units")["left"]
     assert len(left) == 4
     assert any("path_b64" in item for item in left)
+
+
+def test_root_in_the_home_of_a_user(users: Scene, nobody_cli: Cli) -> None:
+    """A clean by root with a user's HOME, as sudo -E runs it, leaves nothing there that the user could not use."""
+    make_files(users.root / "units" / "a")
+    root = Scene(Cli(nobody_cli.home, nobody_cli.cwd), users.root)
+    root.rules = {"units": {"paths": [f"{users.root}/units/*"]}}
+    assert outcome(root.report("--free", "1T", code=7), "units")["result"] == "freed"
+    state = [nobody_cli.home / ".local", *(nobody_cli.home / ".local").rglob("*")]
+    assert {path.name for path in state} >= {"cachekit", "clean-ledger.json"}
+    assert [path for path in state if path.is_dir() and path.lstat().st_uid != NOBODY] == []
+    (nobody_cli.cwd / "tree").mkdir()
+    (nobody_cli.cwd / "tree/a").write_text("1")
+    give(nobody_cli.cwd)
+    nobody_cli("save", "--key", "k", "tree").expect()
+    assert "exact hit" in nobody_cli("restore", "--key", "k", "tree").expect().stderr
+    assert (nobody_cli.home / ".local/state/cachekit/records").is_dir(), (
+        "the user's own notes find room beside"
+    )
+
+
+def test_a_link_where_the_state_would_lie(users: Scene, nobody_cli: Cli, tmp_path: Path) -> None:
+    """A user who puts a link into the place gets nothing of root's: no directory behind it is made or given away."""
+    (tmp_path / "roots").mkdir(mode=0o700)
+    (nobody_cli.home / ".local").mkdir()
+    (nobody_cli.home / ".local/state").symlink_to(tmp_path / "roots/absent")
+    give(nobody_cli.home / ".local")
+    make_files(users.root / "units" / "a")
+    root = Scene(Cli(nobody_cli.home, nobody_cli.cwd), users.root)
+    root.rules = {"units": {"paths": [f"{users.root}/units/*"]}}
+    assert outcome(root.report("--free", "1T", code=7), "units")["result"] == "freed"
+    assert (tmp_path / "roots").stat().st_uid == 0
+    assert list((tmp_path / "roots").iterdir()) == []

@@ -62,6 +62,23 @@ def test_unknown_target(here: Here) -> None:
     assert "found: node_modules" in done.stderr
 
 
+@pytest.mark.parametrize("asked", [["~/.npm"], ["node_modules", "~/.npm"]])
+def test_what_a_restore_key_finds(here: Here, asked: list[str]) -> None:
+    """An entry of other paths that a restore key finds is passed over: for an older one, else as a miss, with why."""
+    make_tree(here.home, {".npm": {"x": b"1"}})
+    make_tree(here.root, {"node_modules": {"y": b"2"}})
+    here.save("npm-1", *asked)
+    here.save("npm-2", "node_modules", "~/.npm/x")
+    shutil.rmtree(here.home / ".npm")
+    report = here("restore", "--key", "npm-3", "--restore-key", "npm-", "--json", *asked).expect().json()
+    assert (report["status"], report["matched_key"]) == ("partial", "npm-1")
+    assert (here.home / ".npm/x").read_bytes() == b"1"
+    done = here("restore", "--key", "npm-3", "--restore-key", "npm-", "other").expect()
+    assert "miss" in done.stderr
+    assert "the entry does not hold 'other'" in done.stderr
+    here("restore", "--key", "npm-2", *asked).expect(8)
+
+
 def test_part_of_a_target(here: Here) -> None:
     """A PATH inside a target is not a target: exit 8, for an entry is restored whole."""
     saved(here, "k")

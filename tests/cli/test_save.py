@@ -137,6 +137,44 @@ def test_exclude(here: Here, pattern: str, left: list[str]) -> None:
     assert names(here, "k") == left
 
 
+@pytest.mark.parametrize("start", ["~/", "{home}/"])
+@pytest.mark.parametrize(
+    ("pattern", "left"),
+    [
+        ("tool/unwanted", ["tool/wanted", "tool/wanted/unwanted", "tool/wanted/x"]),
+        ("tool/unwanted/", ["tool/wanted", "tool/wanted/unwanted", "tool/wanted/x"]),
+        ("tool/*/x", ["tool/unwanted", "tool/wanted", "tool/wanted/unwanted"]),
+        (
+            "unwanted",
+            ["tool/unwanted", "tool/unwanted/x", "tool/wanted", "tool/wanted/unwanted", "tool/wanted/x"],
+        ),
+    ],
+)
+def test_exclude_below_home(here: Here, start: str, pattern: str, left: list[str]) -> None:
+    """A pattern that begins with ~/ or the home directory is a place there, as a PATH is; never a name anywhere."""
+    make_tree(here.home, {"tool": {"unwanted": {"x": b"1"}, "wanted": {"unwanted": b"2", "x": b"3"}}})
+    here.save("k", "~/tool", "--exclude", start.format(home=here.home) + pattern)
+    assert names(here, "k") == [f".cachekit-home/{name}" for name in ["tool", *left]]
+
+
+def test_exclude_below_the_root(here: Here, tmp_path: Path) -> None:
+    """A pattern that begins with the root's path is below the root, also where the root is written through a link."""
+    make_tree(here.root, {"t": {"a": b"1", "sub": {"b": b"2"}}})
+    (tmp_path / "link").symlink_to(here.root)
+    for number, root in enumerate((here.root, tmp_path / "link")):
+        here.save(f"k{number}", "t", "--exclude", f"{root}/t/sub")
+        assert names(here, f"k{number}") == ["t", "t/a"]
+
+
+@pytest.mark.parametrize("pattern", ["pkg/old/modules", "pkg/old", "old", "pkg/o*/modules/"])
+def test_exclude_of_what_a_glob_matches(here: Here, pattern: str) -> None:
+    """What a glob matches is left out if it, or a directory above it, is excluded; if that is all of it, exit 8."""
+    make_tree(here.root, {"pkg": {name: {"modules": {"a": b"1"}} for name in ("new", "old")}})
+    assert here.save("k", "**/modules", "--exclude", pattern)["targets"] == ["pkg/new/modules"]
+    done = here("save", "--key", "k2", "**/modules", "--exclude", pattern, "--exclude", "modules").expect(8)
+    assert "is excluded" in done.stderr
+
+
 def test_excludes_add_up_and_are_counted(here: Here) -> None:
     """--exclude may be repeated; the report and the closing line say how many names were left out."""
     make_tree(here.root, {"t": {"a.log": b"1", "b.tmp": b"2", "c": b"3"}})

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import errno
+import gc
 import gzip
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cachekit.engine.dataroot import ClassicStore, ContentStore, NotFromHere, Readable, store_of
+from cachekit.engine.dataroot import ClassicStore, ContentStore, Layer, NotFromHere, Readable, store_of
 from cachekit.engine.objects import Info
+from tests.support.capabilities import requires
+from tests.support.flaky import flaky
 
 CACHE = "a" * 40
 
@@ -43,11 +48,14 @@ class Root:
         text = b"".join(json.dumps(step).encode() + b"\n" for step in steps) if raw is None else raw
         (self.place / "tar-split.json.gz").write_bytes(gzip.compress(text))
 
+    def layer(self) -> Layer:
+        """Return the layer."""
+        return ClassicStore(str(self.path)).layer([self.diff])
+
     def content(self) -> bytes:
-        """Return the layer, read in small pieces."""
-        layer = ClassicStore(str(self.path)).layer([self.diff])
-        data = everything(layer.open())
-        assert layer.size() == len(data)
+        """Return the layer's bytes, read in small pieces."""
+        data = everything(self.layer().open())
+        assert self.layer().size() == len(data)
         return data
 
 
@@ -88,18 +96,31 @@ def test_segments_and_files(root: Root) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["missing", "../secret", "d/../../secret", "/", "link", "long", "short", "fifo", "a\0b", "d"]
+)
+def test_files_that_are_not_the_layers(root: Root, name: str) -> None:
+    """A recipe's file that is missing, lies elsewhere, is a link or has another length gives nothing; nobody waits."""
+    (root.files / "d").mkdir()
+    (root.files.parent / "secret").write_bytes(b"12345")
+    (root.files / "link").symlink_to(root.files.parent / "secret")
+    (root.files / "short").write_bytes(b"1234")
+    (root.files / "long").write_bytes(b"123456")
+    os.mkfifo(root.files / "fifo")
+    size = (root.files / name).stat().st_size if name == "d" else 0 if name == "fifo" else 5
+    root.recipe(segment(b"x"), {"type": 1, "name": name, "size": size or 5})
+    with pytest.raises(NotFromHere):
+        everything(root.layer().open())
+
+
+@pytest.mark.parametrize(
     "step",
     [
-        {"type": 1, "name": "missing", "size": 5},
-        {"type": 1, "name": "../../../../etc/passwd", "size": 5},
-        {"type": 1, "name": "/", "size": 5},
-        {"type": 1, "name": "link", "size": 5},
-        {"type": 1, "name": "short", "size": 5},
-        {"type": 1, "name": "fifo", "size": 5},
-        {"type": 1, "name": "a\0b", "size": 5},
-        {"type": 1, "name": "short", "size": "5"},
-        {"type": 1, "name": "short", "size": -1},
+        {"type": 1, "name": "file", "size": "5"},
+        {"type": 1, "name": "file", "size": -1},
+        {"type": 1, "name": "file", "size": True},
         {"type": 1, "size": 5},
+        {"type": 1, "name": "../file", "size": 5},
+        {"type": 1, "name_raw": "no base64", "size": 5},
         {"type": 3},
         {"type": 2, "payload": "no base64"},
         {"type": 2},
@@ -109,13 +130,78 @@ def test_segments_and_files(root: Root) -> None:
     ],
 )
 def test_steps_that_cannot_be(root: Root, step: Any) -> None:
-    """A recipe that names what is not there, lies elsewhere, or makes no sense gives nothing, and nobody waits."""
-    (root.files / "link").symlink_to("/etc/passwd")
-    (root.files / "short").write_bytes(b"1")
-    os.mkfifo(root.files / "fifo")
+    """A recipe that makes no sense gives nothing, not even a length."""
+    (root.files / "file").write_bytes(b"12345")
     root.recipe(segment(b"x"), step)
     with pytest.raises(NotFromHere):
-        root.content()
+        root.layer().size()
+    with pytest.raises(NotFromHere):
+        everything(root.layer().open())
+
+
+def test_a_file_that_is_cut_while_it_is_read(root: Root) -> None:
+    """A file of a layer that ends before the length that it had gives nothing."""
+    (root.files / "f").write_bytes(bytes(100_000))
+    root.recipe({"type": 1, "name": "f", "size": 100_000})
+    source = root.layer().open()
+    assert source.readinto(memoryview(bytearray(1000))) == 1000
+    os.truncate(root.files / "f", 5000)
+    with pytest.raises(NotFromHere, match="shorter"):
+        everything(source)
+
+
+@requires("fuse")
+def test_a_disk_that_fails(root: Root) -> None:
+    """An error while a content is read is no content."""
+    (root.files / "f").write_bytes(bytes(5))
+    root.recipe({"type": 1, "name": "f", "size": 5})
+    with flaky(root.path) as disk:
+        disk.set_fault("read", errno=errno.EIO, match="/f")
+        source = ClassicStore(str(disk.mount)).layer([root.diff]).open()
+        with pytest.raises(NotFromHere, match="a file of a layer cannot be read"):
+            everything(source)
+        del source
+        disk.set_fault("read", errno=errno.EIO, match="diff")
+        with pytest.raises(NotFromHere, match="database cannot be read"):
+            ClassicStore(str(disk.mount)).layer([root.diff])
+        blob = digest(b"x")
+        (root.path / blob[7:]).write_bytes(b"x")
+        disk.set_fault("read", errno=errno.EIO, match=blob[7:])
+        with pytest.raises(NotFromHere, match="a content cannot be read"):
+            ContentStore(str(disk.mount)).document(blob)
+        gc.collect()  # what is left open goes before the disk does
+
+
+@pytest.mark.parametrize("kind", ["missing", "link", "fifo", "file"])
+def test_a_layers_directory_that_is_none(root: Root, tmp_path: Path, kind: str) -> None:
+    """A layer whose directory is something else gives nothing; nobody waits for it or follows it."""
+    root.recipe(segment(b"x"))
+    root.files.rmdir()
+    if kind == "link":
+        root.files.symlink_to(tmp_path)
+    elif kind == "fifo":
+        os.mkfifo(root.files)
+    elif kind == "file":
+        root.files.touch()
+    with pytest.raises(NotFromHere):
+        root.layer().open()
+
+
+def test_no_descriptor_is_left(root: Root) -> None:
+    """However many files a layer has, reading it leaves none open."""
+    for number in range(20):
+        (root.files / str(number)).write_bytes(b"12345")
+    root.recipe(*({"type": 1, "name": str(number), "size": 5} for number in range(20)))
+    before = len(os.listdir("/proc/self/fd"))
+    source = root.layer().open()
+    assert len(everything(source)) == 100
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    del source
+    assert len(os.listdir("/proc/self/fd")) == before
+    content = ContentStore(str(root.files))
+    (root.files / digest(b"x")[7:]).write_bytes(b"x")
+    assert everything(content.open(digest(b"x"))) == b"x"
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -147,13 +233,64 @@ def test_the_layer_database(root: Root) -> None:
     for diff_ids in ([], ["x"], [digest(b"other")], [root.diff, root.diff]):
         with pytest.raises(NotFromHere):
             store.layer(diff_ids)
-    (root.place / "cache-id").write_text("../../etc")
-    with pytest.raises(NotFromHere):
-        store.layer([root.diff])
+    for cache in (b"../../etc", b"a" * 19, b"\xff" * 40, b""):
+        (root.place / "cache-id").write_bytes(cache)
+        with pytest.raises(NotFromHere):
+            store.layer([root.diff])
     (root.place / "cache-id").write_text(CACHE)
+    store.layer([root.diff])
     (root.place / "diff").write_text(digest(b"other"))
-    with pytest.raises(NotFromHere):
+    with pytest.raises(NotFromHere, match="another layer"):
         store.layer([root.diff])
+
+
+def test_names_lead_nowhere_else(root: Root) -> None:
+    """What an image calls its layers, its config or a blob is a digest before it is part of a path."""
+    outside = root.place.parent.parent / "outside"
+    outside.mkdir()
+    (outside / "cache-id").write_text(CACHE)
+    for name in ("../outside", "sha256:../outside"):
+        (outside / "diff").write_text(name)
+        with pytest.raises(NotFromHere, match="no diff id"):
+            ClassicStore(str(root.path)).layer([name])
+        with pytest.raises(NotFromHere, match="no image id"):
+            ClassicStore(str(root.path)).config(name + "/diff")
+        for read in (ContentStore(str(root.place)).size, ContentStore(str(root.place)).open):
+            with pytest.raises(NotFromHere, match="no digest"):
+                read(name.replace("outside", root.place.name) + "/diff")
+
+
+def test_the_length_of_a_blob(tmp_path: Path) -> None:
+    """Only a file is a blob: a link, a fifo or a directory under its name is none, and nobody opens it."""
+    store, place = ContentStore(str(tmp_path)), tmp_path / digest(b"x")[7:]
+    makers: list[Callable[[], object]] = [
+        place.mkdir,
+        lambda: place.symlink_to(tmp_path / "file"),
+        lambda: os.mkfifo(place),
+    ]
+    for make in makers:
+        (tmp_path / "file").write_bytes(b"x")
+        assert store.size(digest(b"x")) is None
+        make()
+        assert store.size(digest(b"x")) is None
+        with pytest.raises(NotFromHere):
+            store.open(digest(b"x"))
+        (place.rmdir if place.is_dir() and not place.is_symlink() else place.unlink)()
+    place.write_bytes(b"123")
+    assert store.size(digest(b"x")) == 3
+
+
+def test_a_document_is_not_read_for_ever(tmp_path: Path) -> None:
+    """What is longer than any document is none, whatever its digest."""
+    for extra in (0, 1):
+        data = bytes((16 << 20) + extra)
+        (tmp_path / digest(data)[7:]).write_bytes(data)
+        store = ContentStore(str(tmp_path))
+        if extra:
+            with pytest.raises(NotFromHere, match="too long"):
+                store.document(digest(data))
+        else:
+            assert len(store.document(digest(data))) == len(data)
 
 
 def test_documents_are_what_their_digest_says(tmp_path: Path) -> None:
@@ -175,13 +312,25 @@ def test_documents_are_what_their_digest_says(tmp_path: Path) -> None:
                 read(name)
 
 
-def test_other_stores(tmp_path: Path) -> None:
-    """Another driver, and a data root that is not on this machine, are not read."""
-    for info in (
-        Info("x", (str(tmp_path),), "btrfs"),
-        Info("x", (str(tmp_path / "nowhere"),), "overlay2"),
-        Info("x", (), "overlay2"),
-        Info("x", (str(tmp_path),), "overlayfs", containerd=True),
+def test_which_store(tmp_path: Path) -> None:
+    """The content of containerd in Docker's data root or in its own, Docker's own layers with overlay2; else none."""
+    data = b"content"
+    for place in ("containerd/daemon/", ""):
+        root = tmp_path / (place or "own")
+        blobs = (root if place else root / "").joinpath("io.containerd.content.v1.content/blobs/sha256")
+        blobs.mkdir(parents=True)
+        (blobs / digest(data)[7:]).write_bytes(data)
+        roots = (str(tmp_path / "nowhere"), str(tmp_path) if place else str(root))
+        store = store_of(Info("x", roots, "overlayfs", containerd=True))
+        assert isinstance(store, ContentStore)
+        assert store.document(digest(data)) == data
+    (tmp_path / "image/overlay2/layerdb/sha256").mkdir(parents=True)
+    assert isinstance(store_of(Info("x", (str(tmp_path),), "overlay2")), ClassicStore)
+    for info, says in (
+        (Info("x", (str(tmp_path),), "btrfs"), "btrfs"),
+        (Info("x", (str(tmp_path / "nowhere"),), "overlay2"), "cannot be read"),
+        (Info("x", (), "overlay2"), "overlay2"),
+        (Info("x", (str(tmp_path / "image"),), "overlayfs", containerd=True), "containerd"),
     ):
-        with pytest.raises(NotFromHere):
+        with pytest.raises(NotFromHere, match=says):
             store_of(info)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +56,55 @@ def test_whole_exports(fake: FakeEngine) -> None:
     """In chunks or with a length, what an engine sends comes out."""
     assert exporting(fake, chunked) == DATA
     assert exporting(fake, lambda handler: sized(handler, len(DATA))) == DATA
+
+
+def test_an_export_that_is_refused(fake: FakeEngine) -> None:
+    """An engine that has not what is asked for says so by its status: no byte of it is taken for a tar."""
+    fake.answers["GET /images/get"] = (404, {"message": "no such image"})
+    with pytest.raises(EngineRefused, match="no such image"), fake.connect().export(["a:1"]):
+        pass
+
+
+def test_nothing_is_left_open(fake: FakeEngine) -> None:
+    """An export or a load that is left in the middle, or refused, leaves no descriptor."""
+    fake.answers["GET /images/get"] = lambda handler: sized(handler, len(DATA))
+    fake.answers["POST /images/load"] = lambda handler: handler.rfile.read()
+    engine = fake.connect()
+    before = len(ours())
+    with engine.export(["a:1"]) as stream:
+        stream.readinto(memoryview(bytearray(10)))
+        assert stream.readinto(memoryview(bytearray())) == 0
+        assert len(ours()) > before
+    assert len(ours()) == before
+    with engine.load() as load:
+        load.write(b"")
+        load.write(b"x")
+    assert len(ours()) == before
+
+
+def ours() -> list[str]:
+    """Return the sockets of this process that are connected to nothing of its own name: clients."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            name = socket.socket(fileno=os.dup(int(fd)))
+        except OSError:
+            continue
+        with name:
+            if name.family == socket.AF_UNIX and name.type == socket.SOCK_STREAM and not name.getsockname():
+                found.append(fd)
+    return found
+
+
+@pytest.mark.parametrize("stall", [0.3, 20])
+def test_the_time_limit_is_for_each_wait(fake: FakeEngine, stall: float) -> None:
+    """A connection is made in at most ten seconds; each wait after that may take as long as it was told."""
+    fake.answers["GET /images/get"] = lambda handler: sized(handler, len(DATA))
+    engine = fake.connect()
+    with engine.export(["a:1"], stall=stall) as stream:
+        assert stream._connection.sock is None or stream._connection.sock.gettimeout() == stall
+    with engine.load(stall=stall) as load:
+        assert load._socket.gettimeout() == stall
 
 
 def test_chunks_without_their_end(fake: FakeEngine) -> None:

@@ -22,10 +22,11 @@ from cachekit.engine.objects import (
     read_container,
     read_event,
     read_image,
+    read_image_details,
     read_info,
     read_volume,
 )
-from cachekit.engine.outcome import EngineUnavailable, candidates
+from cachekit.engine.outcome import EngineUnavailable
 from tests.engine.fake_engine import FakeEngine, fake_engine
 from tests.support.capabilities import requires
 from tests.support.ordinary_user import NOBODY
@@ -73,13 +74,6 @@ def test_a_remote_engine_is_none_of_this_machine() -> None:
             assert "secret" not in reason
 
 
-def test_the_places_of_the_socket() -> None:
-    """$DOCKER_HOST alone if it is set, else the system's engine, then the user's."""
-    assert candidates("unix:///a b", "/run/user/1") == ["/a b"]
-    assert candidates(None, "/run/user/1") == ["/var/run/docker.sock", "/run/user/1/docker.sock"]
-    assert candidates("", None) == ["/var/run/docker.sock"]
-
-
 @requires("unprivileged")
 def test_a_socket_of_others_is_no_permission(open_path: Path) -> None:
     """A user outside the docker group is told so, and not that there is no engine."""
@@ -99,6 +93,19 @@ def test_a_socket_of_others_is_no_permission(open_path: Path) -> None:
         done = run([sys.executable, "-c", code], env=environment, user=NOBODY, cwd=open_path).expect(0)
     assert done.stdout.startswith("no-permission ")
     assert str(fake.path) in done.stdout
+
+
+def test_an_id_without_its_algorithm_is_the_same_id() -> None:
+    """Podman leaves the algorithm out of some ids: they mean the images that others name with it."""
+    bare = "ab" * 32
+    row = read_image({"Id": f"sha256:{bare}", "ParentId": bare})
+    details = read_image_details({"Id": bare})
+    assert row is not None
+    assert details is not None
+    assert row.parent == details.id == f"sha256:{bare}"
+    first = read_image({"Id": f"sha256:{bare}", "ParentId": ""})
+    assert first is not None
+    assert first.parent == ""
 
 
 def test_the_api_version_is_agreed_on(tmp_path: Path) -> None:

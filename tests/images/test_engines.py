@@ -1,4 +1,4 @@
-"""Images saved from real engines and loaded into real engines, of three versions and both image stores."""
+"""Images saved from real engines and loaded into real engines, of three versions and both image stores; and Podman."""
 
 from __future__ import annotations
 
@@ -25,16 +25,28 @@ from tests.images.test_save import CUTS, cuts, entries, member_offsets
 from tests.support import filesystems
 from tests.support.capabilities import need, requires
 from tests.support.docker import ENGINES, SYSTEM, DockerHost, Release, docker_engine
-from tests.support.engines import Engines, release_id
+from tests.support.engines import IMAGE_ENGINES, Engines, release_id, started
 from tests.support.images import MimicEngine, Part, read_archive, tar_of_parts
+from tests.support.podman import PODMAN
 from tests.support.surgery import anatomy, flip
 
 pytestmark = [requires("docker"), pytest.mark.xdist_group("engines")]
 
 MIB = 1 << 20
-#: Each version, and both stores: an engine of one's own takes seconds to start and to end.
-FAULTY = (SYSTEM, Release("trixie", containerd=True), Release("sid", containerd=True))
 NAMES = ("app/one:1", "two:2")
+Source = Literal["auto", "engine"]
+SOURCES: tuple[Source, ...] = ("engine", "auto")
+#: From the data root and from the engine; Podman's data root is not read.
+WAYS: list[tuple[Release, Source]] = [
+    *((release, source) for release in ENGINES for source in SOURCES),
+    (PODMAN, "auto"),
+]
+every_way = pytest.mark.parametrize(
+    ("any_image_engine", "source"),
+    WAYS,
+    ids=[f"{release.name}-{source}" for release, source in WAYS],
+    indirect=["any_image_engine"],
+)
 
 
 @pytest.fixture
@@ -73,7 +85,7 @@ def described(host: DockerHost, *names: str) -> dict[str, ImageDetails]:
 
 
 def save(
-    host: DockerHost, store: Path, *names: str, key: str = "k-1", source: Literal["auto", "engine"] = "auto"
+    host: DockerHost, store: Path, *names: str, key: str = "k-1", source: Source = "auto"
 ) -> ImageSaveReport:
     """Save images."""
     request = ImageSaveRequest(
@@ -93,55 +105,56 @@ def entry_of(store: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("source", ["engine", "auto"])
-def test_a_round_trip(any_engine: DockerHost, store: Path, source: Literal["auto", "engine"]) -> None:
+@every_way
+def test_a_round_trip(any_image_engine: DockerHost, store: Path, source: Source) -> None:
     """What was saved comes back with its ids and names, a container can be made of it; then nothing is sent again."""
-    before = fill(any_engine)
-    report = save(any_engine, store, source=source)
-    assert report.source == ("data-root" if source == "auto" else "engine")
-    any_engine.empty()
-    assert described(any_engine) == {}
-    report_of_load = load(any_engine, store)
+    before = fill(any_image_engine)
+    report = save(any_image_engine, store, source=source)
+    direct = source == "auto" and any_image_engine.release != PODMAN
+    assert report.source == ("data-root" if direct else "engine")
+    any_image_engine.empty()
+    assert described(any_image_engine) == {}
+    report_of_load = load(any_image_engine, store)
     assert report_of_load.status == "exact"
-    after = described(any_engine)
+    after = described(any_image_engine)
     assert {name: one.diff_ids for name, one in after.items()} == {
         name: one.diff_ids for name, one in before.items()
     }
     assert {name: one.id for name, one in after.items()} == {name: one.id for name, one in before.items()}
-    identity = any_engine.container("app/one:1", "made")
+    identity = any_image_engine.container("app/one:1", "made")
     assert identity
-    again = load(any_engine, store)
+    again = load(any_image_engine, store)
     assert {one["done"] for one in again.images} == {"present"}
-    any_engine.client.call("POST", "/images/two:2/tag", {"repo": "kept", "tag": "1"})
-    any_engine.client.call("DELETE", "/images/two:2", {"force": 0})
-    assert {one["done"] for one in load(any_engine, store).images} == {"present", "named"}
-    assert described(any_engine) == {
-        name: one for name, one in described(any_engine).items() if one.id == before[name].id
+    any_image_engine.client.call("POST", "/images/two:2/tag", {"repo": "kept", "tag": "1"})
+    any_image_engine.client.call("DELETE", "/images/two:2", {"force": 0})
+    assert {one["done"] for one in load(any_image_engine, store).images} == {"present", "named"}
+    assert described(any_image_engine) == {
+        name: one for name, one in described(any_image_engine).items() if one.id == before[name].id
     }
 
 
-@pytest.mark.parametrize("source", ["engine", "auto"])
+@every_way
 def test_docker_load_reads_the_decompressed_entry(
-    any_engine: DockerHost, store: Path, source: Literal["auto", "engine"]
+    any_image_engine: DockerHost, store: Path, source: Source
 ) -> None:
     """`zstd -dc FILE | docker load` gives the same images."""
-    before = fill(any_engine)
-    save(any_engine, store, source=source)
-    any_engine.empty()
+    before = fill(any_image_engine)
+    save(any_image_engine, store, source=source)
+    any_image_engine.empty()
     tar = subprocess.run(["zstd", "-dcq", entry_of(store)], capture_output=True, check=True).stdout
-    any_engine.docker("load", stdin=tar)
-    assert {name: one.id for name, one in described(any_engine).items()} == {
+    any_image_engine.docker("load", stdin=tar)
+    assert {name: one.id for name, one in described(any_image_engine).items()} == {
         name: one.id for name, one in before.items()
     }
 
 
-@pytest.mark.parametrize("source", ENGINES, ids=release_id)
+@pytest.mark.parametrize("source", IMAGE_ENGINES, ids=release_id)
 def test_every_engine_loads_what_any_engine_saved(engine_of: Engines, store: Path, source: Release) -> None:
     """An entry of one engine is loaded by every other: the same layers under the same names."""
     origin = engine_of(source)
     before = {name: one.diff_ids for name, one in fill(origin).items()}
     save(origin, store)
-    for target in ENGINES:
+    for target in IMAGE_ENGINES:
         if target == source:
             continue
         try:
@@ -152,18 +165,31 @@ def test_every_engine_loads_what_any_engine_saved(engine_of: Engines, store: Pat
         assert {name: one.diff_ids for name, one in described(host).items()} == before
 
 
-@pytest.mark.parametrize("source", ["engine", "auto"])
+@requires("podman")
+def test_an_entry_of_podman_keeps_its_names_in_docker(engine_of: Engines, store: Path) -> None:
+    """What Podman calls localhost/app:1 is called that in Docker, and found by it the next time."""
+    origin = engine_of(PODMAN)
+    image = origin.image("app:1", content=b"content")
+    save(origin, store, "app:1")
+    host = engine_of(SYSTEM)
+    assert load(host, store).status == "exact"
+    assert described(host, "app:1", "localhost/app:1").keys() == {"localhost/app:1"}
+    assert described(host, "localhost/app:1")["localhost/app:1"].id == image
+    assert {one["done"] for one in load(host, store).images} == {"present"}
+
+
+@every_way
 def test_a_second_save_copies_what_did_not_change(
-    any_engine: DockerHost, store: Path, source: Literal["auto", "engine"]
+    any_image_engine: DockerHost, store: Path, source: Source
 ) -> None:
     """With one layer changed the others are copied from the earlier entry, whichever way they come."""
-    base = any_engine.image("base:1", busybox=True)
+    base = any_image_engine.image("base:1", busybox=True)
     noise = random.Random(9).randbytes(12 * MIB)
-    tmp_build(any_engine, "large:1", {"noise": noise}, base=base)
-    first = save(any_engine, store, "large:1", source=source)
-    tmp_build(any_engine, "large:2", {"small": b"new"}, base="large:1")
-    report = save(any_engine, store, "large:2", key="k-2", source=source)
-    if any_engine.release == SYSTEM and source == "engine":
+    tmp_build(any_image_engine, "large:1", {"noise": noise}, base=base)
+    first = save(any_image_engine, store, "large:1", source=source)
+    tmp_build(any_image_engine, "large:2", {"small": b"new"}, base="large:1")
+    report = save(any_image_engine, store, "large:2", key="k-2", source=source)
+    if any_image_engine.release == SYSTEM and source == "engine":
         assert (
             report.copied_bytes == 0
         )  # Docker 20.10 calls a layer otherwise when it is no longer the topmost
@@ -176,19 +202,26 @@ def test_a_second_save_copies_what_did_not_change(
 
 
 @pytest.fixture
-def real_archive(any_engine: DockerHost) -> bytes:
+def real_archive(any_image_engine: DockerHost) -> bytes:
     """What `docker save` of a real engine writes."""
-    fill(any_engine)
-    out = any_engine.directory / "saved.tar"
-    any_engine.docker("save", "-o", out, *NAMES)
+    fill(any_image_engine)
+    out = any_image_engine.directory / "saved.tar"
+    any_image_engine.docker("save", "-o", out, *NAMES)
     data = out.read_bytes()
     out.unlink()
     return data
 
 
+def given(mimic: MimicEngine, archive: bytes) -> list[str]:
+    """Give an engine that is none the images of an archive; return their names, which Podman writes in full."""
+    images = read_archive(archive)
+    mimic.add(*images)
+    return [name for image in images for name in image.names]
+
+
 def test_cut_archives_of_real_engines(real_archive: bytes, mimic: MimicEngine, store: Path) -> None:
     """Every way in which a real archive can end too early, in order or not: nothing is published."""
-    mimic.add(*read_archive(real_archive))
+    names = given(mimic, real_archive)
     mimic.plan.archive = real_archive
     lengths = cuts(real_archive, "classic")
     assert list(lengths) == CUTS
@@ -196,13 +229,13 @@ def test_cut_archives_of_real_engines(real_archive: bytes, mimic: MimicEngine, s
         for orderly in (True, False):
             mimic.plan.ends_at, mimic.plan.breaks_at = (at, None) if orderly else (None, at)
             with pytest.raises(EngineFailed):
-                save_images(ImageSaveRequest("k-1", list(NAMES), str(store), engine=mimic.connect))
+                save_images(ImageSaveRequest("k-1", names, str(store), engine=mimic.connect))
             assert entries(store) == []
 
 
 def test_real_archives_that_lack_something(real_archive: bytes, mimic: MimicEngine, store: Path) -> None:
     """Each layer and config in turn is missing, or has one flipped bit: nothing is published."""
-    mimic.add(*read_archive(real_archive))
+    names = given(mimic, real_archive)
     with tarfile.open(fileobj=io.BytesIO(real_archive)) as tar:
         rows = json.loads(content(tar, "manifest.json"))
         parts = [
@@ -220,7 +253,7 @@ def test_real_archives_that_lack_something(real_archive: bytes, mimic: MimicEngi
         ):
             mimic.plan.archive = tar_of_parts(others)
             with pytest.raises(EngineFailed):
-                save_images(ImageSaveRequest("k-1", list(NAMES), str(store), engine=mimic.connect))
+                save_images(ImageSaveRequest("k-1", names, str(store), engine=mimic.connect))
             assert entries(store) == []
     assert len(needed) >= 4
     assert member_offsets(real_archive)
@@ -236,11 +269,11 @@ def content(tar: tarfile.TarFile, name: str) -> bytes:
 # The engine dies, or its disk is full
 
 
-@pytest.mark.parametrize("release", FAULTY, ids=release_id)
+@pytest.mark.parametrize("release", IMAGE_ENGINES, ids=release_id)
 def test_an_engine_killed_while_it_sends(release: Release, store: Path) -> None:
     """An engine that dies in mid-save is the reason told; nothing is published."""
     need(release.capability)
-    with docker_engine(release=release) as host:
+    with started(release) as host:
         base = host.image("base:1", busybox=True)
         tmp_build(host, "large:1", {"noise": random.Random(4).randbytes(40 * MIB)}, base=base)
 
@@ -272,7 +305,7 @@ def no_check(needs: list[Need], *, min_free: int = 0) -> None:
 
 
 @requires("ext4")
-@pytest.mark.parametrize("release", FAULTY, ids=release_id)
+@pytest.mark.parametrize("release", IMAGE_ENGINES, ids=release_id)
 def test_an_engine_whose_disk_is_full(
     release: Release, engine_of: Engines, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,7 +315,7 @@ def test_an_engine_whose_disk_is_full(
     base = origin.image("base:1", busybox=True)
     tmp_build(origin, "large:1", {"noise": random.Random(5).randbytes(60 * MIB)}, base=base)
     save(origin, store, "large:1")
-    with filesystems.ext4(48 * MIB) as small, docker_engine(release=release, data=small.path) as host:
+    with filesystems.ext4(48 * MIB) as small, started(release, small.path) as host:
         before = host.snapshot()["images"]
         with pytest.raises(NoSpace, match="engine's image"):
             load(host, store)
@@ -312,32 +345,32 @@ def test_a_classic_engine_that_has_no_room_for_its_copy(store: Path, monkeypatch
 # The entry is damaged
 
 
-def test_a_damaged_entry_leaves_the_engine_as_it_was(any_engine: DockerHost, store: Path) -> None:
+def test_a_damaged_entry_leaves_the_engine_as_it_was(any_image_engine: DockerHost, store: Path) -> None:
     """Whatever region is damaged: refused, set aside, and the engine has not one image, blob or layer more."""
-    fill(any_engine)
-    save(any_engine, store)
-    any_engine.empty()
+    fill(any_image_engine)
+    save(any_image_engine, store)
+    any_image_engine.empty()
     path = entry_of(store)
     whole = path.read_bytes()
     assert len(anatomy(path).frames) >= 4
-    before = any_engine.snapshot()
+    before = any_image_engine.snapshot()
     for damage in REGIONS.values():
         path.write_bytes(whole)
         path.write_bytes(damage(whole, path))
-        assert load(any_engine, store).status == "refused"
+        assert load(any_image_engine, store).status == "refused"
         assert not path.exists()
-    assert any_engine.snapshot() == before
+    assert any_image_engine.snapshot() == before
 
 
 def test_an_entry_that_changes_while_it_is_sent(
-    any_engine: DockerHost, store: Path, monkeypatch: pytest.MonkeyPatch
+    any_image_engine: DockerHost, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A frame that is another one than was verified breaks the connection: the engine lists no image."""
-    fill(any_engine)
-    save(any_engine, store)
-    any_engine.empty()
+    fill(any_image_engine)
+    save(any_image_engine, store)
+    any_image_engine.empty()
     path = entry_of(store)
-    before = any_engine.snapshot()["images"]
+    before = any_image_engine.snapshot()["images"]
     at = anatomy(path).frames[-2] - 10
 
     def damage(step: str) -> None:
@@ -347,7 +380,7 @@ def test_an_entry_that_changes_while_it_is_sent(
                 file.write(data)
 
     monkeypatch.setattr(loading, "step", damage)
-    report = load(any_engine, store)
+    report = load(any_image_engine, store)
     assert report.status == "refused"
     assert report.quarantined == [path.name]
-    assert any_engine.snapshot()["images"] == before
+    assert any_image_engine.snapshot()["images"] == before

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
-from cachekit.errors import EngineFailed, NoSpace
+from cachekit.errors import EngineFailed, InvalidRequest, NoSpace
 from cachekit.images import load as loading
 from cachekit.images.load import ImageLoadReport, ImageLoadRequest, load_images
 from cachekit.images.save import ImageSaveRequest, save_images
+from cachekit.model import Platform
 from cachekit.system import steps
 from tests.support.cli import Cli
 from tests.support.images import STYLES, Made, MimicEngine, Style, layer, made_image
@@ -88,6 +90,25 @@ def test_a_name_that_means_another_image_now(mimic: MimicEngine, store: Path) ->
     assert mimic.state.names["app:1"] == ONE.id
 
 
+def test_an_image_that_goes_away_while_it_is_named(
+    mimic: MimicEngine, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that is removed between two questions is the engine's failure, and no crash."""
+    mimic.add(ONE)
+    save(mimic, store, "app:1")
+    mimic.state.names.clear()
+    inspect = mimic._inspect
+
+    def once(handler: BaseHTTPRequestHandler, reference: str) -> None:
+        inspect(handler, reference)
+        if reference == ONE.id:
+            mimic.state.images.clear()
+
+    monkeypatch.setattr(mimic, "_inspect", once)
+    with pytest.raises(EngineFailed, match="went away"):
+        load(mimic, store)
+
+
 REGIONS: dict[str, Callable[[bytes, Path], bytes]] = {
     "first frame": lambda data, path: flip(data, 20),
     "a layer's frame": lambda data, path: flip(data, anatomy(path).frames[2] + 50),
@@ -155,6 +176,65 @@ def test_the_next_candidate(mimic: MimicEngine, store: Path) -> None:
     assert (report.status, report.matched_key) == ("partial", "k-1")
     assert report.quarantined == [newest.name]
     assert mimic.snapshot()["app:1"] == ONE.id
+
+
+def test_an_empty_restore_key(mimic: MimicEngine, store: Path, entry: Path) -> None:
+    """It would take whatever is newest, so it is refused before the engine is asked for anything."""
+    before = list(mimic.requests)
+    with pytest.raises(InvalidRequest, match="is empty"):
+        load(mimic, store, "k-2", restore_keys=["k-", ""])
+    assert mimic.requests == before
+
+
+def test_a_restore_key_that_is_the_key_itself(mimic: MimicEngine, store: Path, entry: Path) -> None:
+    """Only the key that was asked for is exact: one that its restore key finds is partial."""
+    assert load(mimic, store, "k", restore_keys=["k"]).status == "partial"
+    assert load(mimic, store, "k-1", restore_keys=["k"]).status == "exact"
+
+
+def test_a_load_counts_as_use_and_clears_up(mimic: MimicEngine, store: Path, entry: Path) -> None:
+    """The entry that was loaded is marked as used now, others are not, and a dead save's file goes."""
+    mark = store / "v1/default/used" / entry.name
+    os.utime(mark, (1, 1))
+    dead = store / "v1/default/tmp" / f"{entry.name}.part"
+    dead.write_bytes(b"half")
+    assert load(mimic, store, "other").status == "miss"
+    assert mark.stat().st_mtime == 1
+    assert not dead.exists()
+    assert load(mimic, store).status == "exact"
+    assert mark.stat().st_mtime > 1
+
+
+def test_images_of_another_machine(
+    mimic: MimicEngine, store: Path, entry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A miss tells of the same key elsewhere, and --any-platform loads it."""
+    monkeypatch.setattr(loading, "image_platform", lambda: Platform("linux", "riscv64", "any"))
+    report = load(mimic, store)
+    assert report.status == "miss"
+    assert [(line["entry"], line["verdict"]) for line in report.tried] == [(entry.name, "miss")]
+    assert mimic.loads == []
+    report = load(mimic, store, any_platform=True)
+    assert (report.status, report.tried) == ("exact", [])
+    assert load(mimic, store, "other", any_platform=True).tried == []
+
+
+def test_files_under_the_key(here: Here, mimic: MimicEngine) -> None:
+    """An entry of files has a platform of its own, and is told of as one of files."""
+    (here.root / "t").write_text("t")
+    here.save("k-1", "t")
+    report = load(mimic, here.store, "k-1")
+    assert report.status == "miss"
+    assert [line["verdict"] for line in report.tried] == ["wrong-kind"]
+
+
+def test_trust_without_a_key(here: Here, mimic: MimicEngine, app: Made) -> None:
+    """Where signatures are required and no key is given, it says so, for nothing can be loaded; else it does not."""
+    mimic.add(app)
+    here("image", "save", "--key", "k", "app:1").expect()
+    told = "trust is hmac, and no key is given"
+    assert told in here("image", "load", "--trust", "hmac", "--key", "k").expect(4).stderr
+    assert told not in here("image", "load", "--key", "k").expect(0).stderr
 
 
 @pytest.mark.parametrize("frame", [0, 1, 2, 3])

@@ -97,16 +97,19 @@ class Output:
     def __init__(self, path: Path, full: int | None = None) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         self._full = full
+        self.finished: int | None = None
 
     def write(self, data: bytes, offset: int) -> None:
         """Write."""
         if self._full is not None and offset + len(data) > self._full:
             raise OSError(errno.ENOSPC, "full")
+        assert self.finished is None, "what is written after it was made durable is not"
         os.pwrite(self.fd, data, offset)
 
     def finish(self, size: int) -> None:
         """Cut."""
         os.ftruncate(self.fd, size)
+        self.finished = size
 
     def close(self) -> None:
         """Close."""
@@ -150,6 +153,7 @@ def write(
             wants=lambda _, size: size < 100,
             held=Held(held),
         )
+        assert output.finished == written.archive_bytes == os.fstat(output.fd).st_size
     finally:
         output.close()
         assert threading.active_count() == before
@@ -321,6 +325,33 @@ def test_a_name_alone_does_not_speak_for_a_layer(earlier: Archive, tmp_path: Pat
     written, _, _ = write(tmp_path / "next", members([other], known=True), held=[earlier])
     assert written.copied_frames == 0
     assert untarred(tmp_path / "next") == expected([other])
+
+
+def test_a_claim_does_not_speak_for_a_layer(earlier: Archive, tmp_path: Path) -> None:
+    """A content that claims to be a held layer and is another one is damage: there is nothing to try again."""
+    other = replace(next(members([Item(b"x", LARGE[:-1] + b"!")])), claim=ITEMS[1].digest)
+    with pytest.raises(Damaged, match="not what its digest says"):
+        write(tmp_path / "next", iter([other]), held=[earlier])
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_layer_of_another_length_is_not_copied(earlier: Archive, tmp_path: Path, change: int) -> None:
+    """A name that is held with another length does not count, and a digest with another length is damage."""
+    other = Item(ITEMS[1].name, LARGE[:change] if change < 0 else LARGE + b"!")
+    written, _, _ = write(tmp_path / "next", members([other]), held=[earlier])
+    assert written.copied_frames == 0
+    assert untarred(tmp_path / "next") == expected([other])
+    lie = replace(next(members([other])), digest=ITEMS[1].digest)
+    with pytest.raises(Damaged, match="not what its digest says"):
+        write(tmp_path / "next", iter([lie]), held=[earlier])
+
+
+def test_only_contents_with_frames_of_their_own_may_be_copied(tmp_path: Path) -> None:
+    """A layer that shares its frame with other members is not held; one byte more, and it is."""
+    layers = [Item(b"%d" % size, bytes(size)) for size in (5, FRAME_SIZE, FRAME_SIZE + 1)]
+    write(tmp_path / "earlier", members(layers), layers=layers)
+    with opened(tmp_path / "earlier") as archive:
+        assert Held([archive]).sizes() == {layers[2].digest: FRAME_SIZE + 1}
 
 
 def test_one_layer_twice_is_copied_twice(earlier: Archive, tmp_path: Path) -> None:

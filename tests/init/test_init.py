@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cachekit.errors import TargetNotWritable
 from cachekit.init.apply import write
@@ -43,7 +45,10 @@ REPOSITORIES: dict[str, tuple[dict[str, str], list[str]]] = {
         {"build.gradle.kts": "plugins {}", "gradle/wrapper/gradle-wrapper.properties": "distributionUrl=x"},
         [".gradle/caches", ".gradle/wrapper"],
     ),
-    "maven": ({"pom.xml": "<project/>", "core/pom.xml": "<project/>"}, [".m2/repository"]),
+    "maven": (
+        {"pom.xml": "<project/>", "core/pom.xml": "<project/>", ".mvn/wrapper/maven-wrapper.properties": "x"},
+        [".m2/repository", ".m2/wrapper"],
+    ),
     "ccache": ({"CMakeLists.txt": "set(CMAKE_C_COMPILER_LAUNCHER ccache)\n"}, [".cache/ccache"]),
     "sccache": ({".cargo/config.toml": '[build]\nrustc-wrapper = "sccache"\n'}, [".cache/sccache"]),
     "buildx": (
@@ -135,6 +140,48 @@ def test_what_is_left_out(here: Here) -> None:
     assert "lib.rs" not in kept
 
 
+def test_what_is_left_out_for_gradle(here: Here) -> None:
+    """Of Gradle's caches its own lock files are not saved; one that a dependency brought along is content."""
+    made(here.root, {"build.gradle": "x"})
+    here("init", "--yes").expect()
+    caches = ".gradle/caches"
+    own = ["modules-2/modules-2.lock", "8.5/fileHashes/fileHashes.lock", "8.5/gc.properties"]
+    content = ["modules-2/files-2.1/a.jar", "transforms-4/ab/transformed/js/yarn.lock"]
+    made(here.home, {f"{caches}/{name}": "x" for name in own + content})
+    here("save", "gradle").expect()
+    key = here("key", "gradle-{hash:build.gradle}").expect().stdout.strip()
+    kept = here("show", "--files", key).expect().stdout
+    assert [name for name in own if name in kept] == []
+    assert [name for name in content if name not in kept] == []
+
+
+def test_where_the_build_is(here: Here) -> None:
+    """The command runs where the build is that has all others below it; a wrapper's file is no build."""
+    for number, (files, line) in enumerate(
+        [
+            (("app/pom.xml", "app/core/pom.xml", ".mvn/wrapper/maven-wrapper.properties"), "(cd app && mvn"),
+            (("pom.xml", "core/pom.xml"), "mvn"),
+            (("a/pom.xml", "b/pom.xml"), "mvn"),
+            (("android/settings.gradle", "android/app/build.gradle"), "(cd android && ./gradlew"),
+        ]
+    ):
+        root = here.root / str(number)
+        made(root, dict.fromkeys((*files, ".git/config"), "x"))
+        here("init", "gitlab", "--yes", "--root", root).expect()
+        job = yaml.safe_load((root / ".gitlab/cachekit.yml").read_text())[".cachekit"]
+        assert job["script"][0].startswith(f"{line} ")
+
+
+def test_many_files_of_a_wrapper(here: Here) -> None:
+    """Where the key has globs, they find a wrapper's file in its hidden directory."""
+    made(here.root, {f"m{number}/pom.xml": "x" for number in range(9)})
+    made(here.root, {".mvn/wrapper/maven-wrapper.properties": "one"})
+    (cache,) = proposed(here)["caches"]
+    first = here("key", cache["key"]).expect().stdout
+    made(here.root, {".mvn/wrapper/maven-wrapper.properties": "two"})
+    assert here("key", cache["key"]).expect().stdout != first
+
+
 def test_nothing_is_written_without_yes(here: Here) -> None:
     """Without --yes there is a diff on stdout and nothing else; git makes of it what --yes writes."""
     made(here.root, {"package-lock.json": "{}"})
@@ -157,6 +204,19 @@ def test_several_tools(here: Here) -> None:
     """A repository with several tools gets a cache for each, in the order of the table."""
     made(here.root, {"package-lock.json": "{}", "api/go.sum": "x", "tool/Cargo.lock": "x"})
     assert names(here) == ["npm", "cargo", "go"]
+
+
+def test_beside_the_commands_of_the_readme(here: Here) -> None:
+    """What init proposes gets along with what the README's commands saved before, in the same store."""
+    made(here.root, {"package-lock.json": "{}", "node_modules/a": "x"})
+    text = (PROJECT / "README.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("cachekit save --key ")]
+    hashed = here("key", "{hash:package-lock.json}").expect().stdout.strip()
+    here(*shlex.split(line.replace("$HASH", hashed))[1:]).expect()
+    here("init", "--yes").expect()
+    assert here("restore", "--all", "--json").expect().json()[0]["status"] == "miss"
+    made(here.home, {".npm/x": "y"})
+    assert here("save", "--all", "--json").expect().json()[0]["status"] == "saved"
 
 
 def test_a_monorepo(here: Here) -> None:
@@ -220,12 +280,38 @@ def test_a_variable_that_moves_the_cache(here: Here, monkeypatch: pytest.MonkeyP
     assert any("$CARGO_HOME is set" in note for note in proposed(here)["notes"])
 
 
+@pytest.mark.parametrize(
+    ("lock", "text", "note"),
+    [
+        ("pnpm-lock.yaml", "uses: pnpm/action-setup@v4", "ci.yml has pnpm/action-setup, "),
+        ("uv.lock", "uses: astral-sh/setup-uv@v7", "ci.yml has astral-sh/setup-uv, "),
+        ("package-lock.json", "env: {npm_config_cache: .npm}", "ci.yml has npm_config_cache, "),
+    ],
+)
+def test_a_workflow_that_moves_the_cache(here: Here, lock: str, text: str, note: str) -> None:
+    """Where CI files use what moves the tool's cache, init says so, and which command tells where to."""
+    made(here.root, {lock: "x", ".github/workflows/ci.yml": text})
+    (said,) = (said for said in proposed(here)["notes"] if "ci.yml has" in said)
+    assert note in said
+    assert said.endswith(" says where)")
+    made(here.root, {".github/workflows/ci.yml": "uses: my-pnpm/action-setup-x"})
+    assert not [said for said in proposed(here)["notes"] if "ci.yml has" in said]
+
+
 def test_a_dockerfile(here: Here) -> None:
     """A Dockerfile that nothing builds with buildx is no cache that a save would look for in vain, but a note."""
     made(here.root, {"Dockerfile": "FROM scratch"})
     report = proposed(here)
     assert report["caches"] == []
     assert any("type=local" in note for note in report["notes"])
+
+
+def test_a_builder_that_exports(here: Here) -> None:
+    """With a cache of buildx init says which builder it takes, unless a workflow makes one."""
+    made(here.root, {"Dockerfile": "FROM scratch", "Makefile": "docker buildx build ."})
+    assert any("docker buildx create" in note for note in proposed(here)["notes"])
+    made(here.root, {".github/workflows/ci.yml": "uses: docker/setup-buildx-action@v3"})
+    assert not any("docker buildx create" in note for note in proposed(here)["notes"])
 
 
 def test_buildx_without_a_dockerfile(here: Here) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.support import tools
 from tests.support.capabilities import requires
+from tests.support.github import Runner, entries
 from tests.support.in_process import Here, cut
+from tests.support.ordinary_user import PROJECT
 from tests.support.processes import clean_environment, run
 from tests.support.protected import cachekit_in
 
@@ -58,6 +62,72 @@ def test_the_jenkinsfile(written: Path) -> None:
     folder.mkdir()
     shutil.copy(written / "Jenkinsfile", folder)
     assert tools.groovy_lint(folder) == []
+
+
+def for_own_runners(path: Path) -> dict[str, Any]:
+    """Read a snippet as it is for runners whose disk stays: with the lines that are commented out in it."""
+    text = re.sub(
+        r"^( *)# ?( *(?:env:|CACHEKIT_\w+:|if:|- export) ?.*)$", r"\1\2", path.read_text(), flags=re.MULTILINE
+    )
+    document = yaml.safe_load(text)
+    assert isinstance(document, dict)
+    return document
+
+
+@requires("actionlint")
+def test_the_workflow_for_own_runners(written: Path) -> None:
+    """On runners of one's own it keeps pull requests apart, and those of forks away, as self-hosted.yml does."""
+    mine = for_own_runners(written / ".github/workflows/cachekit.yml")
+    theirs = yaml.safe_load((PROJECT / "ci-snippets/github/workflows/self-hosted.yml").read_text())
+    assert mine["env"]["CACHEKIT_SCOPE"] == theirs["env"]["CACHEKIT_SCOPE"]
+    assert mine["jobs"]["build"]["if"] == theirs["jobs"]["build"]["if"]
+    path = written / ".github/workflows/own.yml"
+    path.write_text(
+        yaml.safe_dump(mine).replace("\ntrue:", "\n'on':")
+    )  # YAML 1.1 reads "on" as a truth value
+    assert tools.actionlint(path) == []
+
+
+@pytest.mark.parametrize(("request_id", "part"), [("7", "/@mr-7/"), ("", "/default/entries/")])
+def test_the_job_on_own_runners(here: Here, tmp_path: Path, request_id: str, part: str) -> None:
+    """On GitLab runners of one's own a merge request saves where only itself reads, a branch where all do."""
+    (here.root / "Makefile").write_text(
+        "all: # with ccache\n\tmkdir -p $(HOME)/.cache/ccache && touch $(HOME)/.cache/ccache/x\n"
+    )
+    here("init", "gitlab", "--yes").expect()
+    cachekit_in(tmp_path / "bin")
+    job = for_own_runners(here.root / ".gitlab/cachekit.yml")[".cachekit"]
+    lines = [line for line in job["before_script"] + job["script"] if " store " not in line]
+    env = clean_environment(here.home) | {"CACHEKIT_COMMIT": "0a" * 20, "CI_MERGE_REQUEST_IID": request_id}
+    env["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{env['PATH']}"
+    run(["bash", "-e", "-c", "\n".join(lines)], env=env, cwd=here.root).expect()
+    (entry,) = entries(here.store)
+    assert part in f"{entry}"
+
+
+@requires("act", "actions_cache")
+@pytest.mark.timeout(240)
+def test_the_workflow_runs(tmp_path: Path) -> None:
+    """By act: it misses and carries; hits on a new machine, and carries nothing once more; then refuses a cut entry."""
+    runner = Runner(tmp_path / "runner")
+    (runner.repository / "Makefile").write_text("all:\n\tmkdir -p $(HOME)/.npm && touch $(HOME)/.npm/x\n")
+    (runner.repository / "package-lock.json").write_text("{}")
+    (runner.repository / "cachekit.toml").write_text(
+        '[caches.npm]\nkey = "npm-{hash:package-lock.json}"\npaths = ["~/.npm"]\n'
+    )
+    workflow = PROJECT / "ci-snippets/init/github.yml"
+    first = runner(workflow).expect()
+    assert first.outputs("restore")["npm-status"] == "miss"
+    assert first.steps[-1] == "Carry it"
+    runner.new_machine()
+    second = runner(workflow).expect()
+    assert second.outputs("restore")["npm-status"] == "exact"
+    assert second.steps[-1] == "Build"
+    runner.new_machine()
+    runner.change_carried(lambda _, content: content[: len(content) // 2])
+    third = runner(workflow).expect()
+    assert third.outputs("restore")["cache-hit"] == "false"
+    assert third.steps[-1] == "Carry it"
 
 
 @dataclass(frozen=True)

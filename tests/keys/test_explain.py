@@ -156,6 +156,12 @@ def test_targets(filled: Here) -> None:
     done = filled("explain", "--key", "n-1", "other").expect(0)
     assert "exit code 8" in done.stdout
     filled("restore", "--key", "n-1", "other").expect(8)
+    found = verdicts(filled, "--key", "new", "--restore-key", "n-1", "other")
+    assert found["n-1"] == "other-paths"
+    assert (
+        filled("restore", "--key", "new", "--restore-key", "n-1", "--json", "other").expect().json()["status"]
+        == "miss"
+    )
 
 
 def test_scope(filled: Here) -> None:

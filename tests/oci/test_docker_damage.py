@@ -293,3 +293,18 @@ def test_links_that_go_round(links: dict[str, str]) -> None:
     row = {"Config": "a", "Layers": ["b"]}
     parts = [Part(name, link=link or "x") for name, link in links.items()]
     assert contents([*parts, Part("manifest.json", json.dumps([row]).encode())]).faults
+
+
+def test_documents_that_lead_to_each_other_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few small indexes that name the next one a hundred times each are refused, not walked for hours."""
+    monkeypatch.setattr("cachekit.oci.docker._MOST_PARSED", 16 << 20)
+    parts = {part.name: part for part in archive_parts([APP], "containerd")}
+    (row, *_) = json.loads(parts["index.json"].content)["manifests"]
+    kind = row["mediaType"]
+    for _ in range(3):
+        data = json.dumps({"mediaType": kind, "manifests": [row] * 100}).encode()
+        row = {"mediaType": kind, "digest": f"sha256:{sha256(data)}", "size": len(data)}
+        parts[f"blobs/sha256/{sha256(data)}"] = Part(f"blobs/sha256/{sha256(data)}", data)
+    parts["index.json"] = Part("index.json", json.dumps({"manifests": [row]}).encode())
+    found = contents(list(parts.values()))
+    assert found.faults == ("its documents lead to each other too often",)

@@ -14,15 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachekit.errors import Damaged
+from cachekit.errors import Damaged, Unsupported
+from cachekit.oci import plan as planning
 from cachekit.oci.collect import CollectReport, CollectRequest, collect
 from cachekit.oci.graph import walk
 from cachekit.oci.layout import BlobFile
-from cachekit.oci.plan import plan_collection
+from cachekit.oci.plan import CollectPlan, plan_collection
 from cachekit.oci.verify import verify_layout
 from tests.crash.scene import die_at
 from tests.support.cli import Cli
-from tests.support.layouts import MadeLayout, content
+from tests.support.layouts import INDEX, LAYER, MANIFEST, MadeLayout, content
 from tests.support.processes import wait_until
 
 
@@ -134,6 +135,122 @@ def test_what_was_named_without_a_write_is_put_back(
     assert verify_layout(str(made.path)).ok
 
 
+def test_a_writer_that_begins_anew_meanwhile(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unfinished blob that is begun anew while the old one is aside stays, and all blobs go back beside it."""
+    old = made.ingest(1000, 7200)
+    before = made.digests()
+
+    def sleep(_seconds: float) -> None:
+        assert not old.exists()
+        old.mkdir()
+        (old / "data").write_bytes(b"anew")
+        made.blob(content(99))
+
+    monkeypatch.setattr("cachekit.oci.collect.time.sleep", sleep)
+    report = gc(made, settle=1)
+    assert report.status == "busy"
+    assert made.digests() > before
+    assert (old / "data").read_bytes() == b"anew"
+    assert not list(made.path.glob(".cachekit-gc*"))
+
+
+def test_an_unfinished_blob_is_put_back(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If somebody writes while it is aside, an unfinished blob gets its place back, too."""
+    old = made.ingest(1000, 7200)
+    monkeypatch.setattr("cachekit.oci.collect.time.sleep", lambda _seconds: made.blob(content(99)))
+    assert gc(made, settle=1).status == "busy"
+    assert (old / "data").read_bytes() == bytes(1000)
+
+
+@pytest.mark.parametrize("sign", ["blob", "ingest", "index"])
+def test_each_sign_of_a_writer_puts_all_back(
+    made: MadeLayout, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    """A blob that appears, an unfinished one, or another index.json: any of them alone makes the layout busy."""
+    before = made.digests()
+
+    def sleep(_seconds: float) -> None:
+        assert made.digests() < before
+        if sign == "blob":
+            made.blob(content(99))
+        elif sign == "ingest":
+            made.ingest(10, 0)
+        else:
+            made.name("again", made.references[0])
+
+    monkeypatch.setattr("cachekit.oci.collect.time.sleep", sleep)
+    assert gc(made, settle=1).status == "busy"
+    assert made.digests() >= before
+    assert not list(made.path.glob(".cachekit-gc*"))
+
+
+def test_an_index_that_changes_before_it_is_rewritten(
+    made: MadeLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a build names after the plan was made is not lost: index.json stays as the build wrote it."""
+    made.cache("second", [content(5)])
+    before = made.digests()
+    planned = planning.plan_collection
+
+    def plan(*args: Any, **options: Any) -> CollectPlan:
+        found = planned(*args, **options)
+        made.name("third", made.references[0])
+        return found
+
+    monkeypatch.setattr("cachekit.oci.collect.plan_collection", plan)
+    report = gc(made, keep_tags=1)
+    assert (report.status, report.references, report.removed) == ("busy", [], [])
+    names = [one["annotations"].popitem()[1] for one in made.references]
+    assert names == ["latest", "second", "third"]
+    assert len(json.loads((made.path / "index.json").read_text())["manifests"]) == 3
+    assert made.digests() == before
+
+
+@pytest.mark.parametrize(("grace", "age", "busy"), [(0, 30, True), (600, 300, True), (600, 700, False)])
+def test_who_writes_still(made: MadeLayout, grace: float, age: float, *, busy: bool) -> None:
+    """An unfinished blob that grew within a minute, or within the grace time, has a writer: all stays."""
+    before = made.digests()
+    unfinished = made.ingest(10, age)
+    assert gc(made, grace=grace).status == ("busy" if busy else "done")
+    assert unfinished.exists() is busy
+    assert (made.digests() == before) is busy
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_may_lead_to_more_is_left_alone(made: MadeLayout, *, inside: bool) -> None:
+    """What index.json names with a media type that is not known may need any blob: nothing goes, and it is told."""
+    kind = "application/vnd.oci.artifact.manifest.v1+json"
+    row = made.document({"blobs": [made.blob(content(50))]}, kind)
+    if inside:
+        row = made.document({"manifests": [row]}, INDEX)
+    made.name("artifact", row)
+    before = made.digests()
+    with pytest.raises(Unsupported) as caught:
+        gc(made, grace=0)
+    assert kind in str(caught.value)
+    assert made.digests() == before
+    assert verify_layout(str(made.path)).ok
+
+
+@pytest.mark.parametrize("first", [LAYER, MANIFEST])
+def test_a_manifest_that_is_called_a_layer_besides(tmp_path: Path, first: str) -> None:
+    """One reference that takes a manifest for a layer does not hide from another what the manifest leads to."""
+    layout = MadeLayout(tmp_path / "layout")
+    manifest = layout.cache("latest", [content(1)])
+    other = {LAYER: MANIFEST, MANIFEST: LAYER}[first]
+    for number in range(2):  # beside each other in index.json, then in one index
+        rows = [manifest | {"mediaType": first}, manifest | {"mediaType": other}]
+        layout.references = rows if not number else [layout.document({"manifests": rows}, INDEX)]
+        layout.write_index()
+        gc(layout, grace=0)
+        assert verify_layout(str(layout.path)).blobs == 3 + number
+        assert len(layout.digests()) == 3 + number
+    file = layout.file(manifest)
+    file.write_bytes(b"x" * file.stat().st_size)
+    with pytest.raises(Damaged):
+        gc(layout, grace=0)
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3, 9])
 def test_keep_tags(made: MadeLayout, keep: int) -> None:
     """--keep-tags keeps the references that were exported last."""
@@ -221,7 +338,9 @@ def test_damage_of_what_nothing_needs_is_no_reason(made: MadeLayout) -> None:
     assert made.digests() == needed
 
 
-@pytest.mark.parametrize("step", ["gc.index-written", "gc.aside", "gc.removed"])
+@pytest.mark.parametrize(
+    "step", ["save.temp-created", "save.temp-locked", "gc.index-written", "gc.aside", "gc.removed"]
+)
 def test_a_kill_at_each_step(cli: Cli, step: str) -> None:
     """Killed at any step, the layout is whole, and the next collection ends the work."""
     layout = MadeLayout(cli.cwd / "cache")

@@ -419,7 +419,12 @@ def test_a_bad_limit_stops_a_save_before_it_begins(here: Here, monkeypatch: pyte
     """A variable that cannot be read is exit 2, and nothing is saved."""
     make_tree(here.root / "tree", {"a": b"1"})
     monkeypatch.setenv("CACHEKIT_MAX_SIZE", "fifty")
-    assert "CACHEKIT_MAX_SIZE" in here("save", "--key=k", "tree").expect(2).stderr
+    for command in (
+        ("save", "--key=k", "tree"),
+        ("image", "save", "--key=k", "app"),
+        ("store", "import", "kept"),
+    ):
+        assert "CACHEKIT_MAX_SIZE" in here(*command).expect(2).stderr
     assert not here.store.exists()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_lines import command_lines, files, refusal
+from tests.support.command_lines import command_lines, cut_by_cron, files, refusal
 from tests.support.ordinary_user import PROJECT
 
 
@@ -15,6 +15,21 @@ def test_each_command_line_is_taken(path: Path) -> None:
     """Every command line in a page or snippet parses: commands, options, values that are not the shell's to tell."""
     refused = [f"{line}: {why}" for line in command_lines(path) if (why := refusal(line))]
     assert not refused, "\n".join(refused)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PROJECT)))
+def test_cron_runs_the_whole_line(path: Path) -> None:
+    """No line for a crontab has a bare per cent sign, at which cron would end the command."""
+    assert cut_by_cron(path) == []
+
+
+def test_what_cron_would_cut() -> None:
+    """A bare per cent sign is found in a crontab and in a page's block, an escaped one and prose are not."""
+    line = "1 2 * * *  cachekit clean --below 80% --until 70%"
+    assert cut_by_cron(PROJECT / "crontab", line) == [line]
+    assert cut_by_cron(PROJECT / "page.md", f"```\n{line}\n```\n") == [line]
+    assert cut_by_cron(PROJECT / "crontab", line.replace("%", r"\%")) == []
+    assert cut_by_cron(PROJECT / "page.md", f"80 % of it\n\n{line}\n") == []
 
 
 def test_they_are_found() -> None:

@@ -18,7 +18,7 @@ from tests.support.github import entries
 from tests.support.github_job import ACTIONS, Job, Step
 from tests.support.in_process import cut
 from tests.support.ordinary_user import PROJECT
-from tests.support.trees import make_tree
+from tests.support.trees import Tree, make_tree
 
 pytestmark = requires("node")
 
@@ -166,6 +166,64 @@ def test_lines_with_an_exclamation_mark(cached: Cached) -> None:
     assert [path.name for path in deps(cached).iterdir()] == ["a"]
 
 
+def test_paths_as_actions_cache_takes_them(cached: Cached) -> None:
+    """What examples of actions/cache have works: globs, a place below ~ left out, blanks after the sign, comments."""
+    inputs = {"path": "# downloads\n~/pkgs\n! ~/pkgs/unwanted\n**/modules\n!old/modules", "key": "k"}
+    home, work = cached.job.home, cached.job.workspace
+    trees: Tree = {"pkgs": {"wanted": b"1", "unwanted": {"x": b"2"}}}
+    cached.restore(inputs).expect()
+    make_tree(home, trees)
+    make_tree(work, {name: {"modules": {"a": b"3"}} for name in ("new", "old")})
+    cached.save().expect()
+    for gone in (home / "pkgs", work / "new", work / "old"):
+        shutil.rmtree(gone)
+    assert cached.restore(inputs).expect().outputs["cache-hit"] == "true"
+    assert [path.name for path in (home / "pkgs").iterdir()] == ["wanted"]
+    assert sorted(str(path.relative_to(work)) for path in work.rglob("a")) == ["new/modules/a"]
+
+
+@pytest.mark.parametrize("path", ["", "!*.log", "# nothing"])
+def test_no_path_fails(cached: Cached, path: str) -> None:
+    """An input path that names nothing fails the step: it does not restore whatever the entry holds."""
+    fill(cached)
+    done = cached.restore({**INPUTS, "path": path}).expect(2)
+    assert "::error title=cachekit::the input path names nothing" in done.text
+    assert not deps(cached).exists()
+
+
+@pytest.mark.parametrize("yes", ["true", "True", "TRUE"])
+def test_how_true_is_written(cached: Cached, yes: str) -> None:
+    """An input is set by each way in which YAML writes true, as with actions/cache."""
+    fill(cached)
+    cached.restore({**INPUTS, "lookup-only": yes}).expect()
+    assert not deps(cached).exists()
+    cached.restore({**INPUTS, "key": "none", "fail-on-cache-miss": yes}).expect(3)
+
+
+@requires("second_platform")
+def test_entries_of_another_platform(cached: Cached) -> None:
+    """An entry of another platform is a miss, unless enableCrossOsArchive says that what it holds fits everywhere."""
+    make_tree(cached.job.workspace, {"deps": {"a": b"1"}})
+    save = ["setarch", "linux32", "cachekit", "save", "--key", "deps-1", "deps"]
+    cached.job.run(save, {})[0].expect()
+    shutil.rmtree(deps(cached))
+    assert cached.restore(INPUTS).expect().outputs["status"] == "miss"
+    done = cached.restore({**INPUTS, "enableCrossOsArchive": "true"}).expect()
+    assert (done.outputs["status"], done.outputs["cache-matched-key"]) == ("exact", "deps-1")
+    assert (deps(cached) / "a").exists()
+
+
+def test_a_restore_that_failed_saves_nothing(tmp_path: Path) -> None:
+    """Where the job goes on after a restore that failed (continue-on-error), its end neither restores nor saves."""
+    node = Node(Job(tmp_path / "job", tmp_path / "home"))
+    fill(node)
+    node.restore({**INPUTS, "path": ""}).expect(2)
+    node.inputs = dict(INPUTS)
+    done = node.save().expect()
+    assert done.text == ""
+    assert not deps(node).exists()
+
+
 HOSTILE = ['$(touch forged)`touch forged`"; touch forged; "', "--store=forged", "-", "a  é ${HOME}"]
 
 
@@ -197,6 +255,29 @@ def test_wrong_use_fails(cached: Cached) -> None:
     done = cached.restore({**INPUTS, "key": ""}).expect(2)
     assert "key" in done.text
     assert done.outputs["cache-hit"] in {"", "false"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [({"path": "other"}, "does not hold"), ({"store": "file"}, "store"), ({"path": "file"}, "a file")],
+    ids=["other paths", "no store", "in the way"],
+)
+def test_a_restore_that_cannot_be(cached: Cached, wanted: dict[str, str], why: str) -> None:
+    """What keeps a restore from being done is a warning, and the job goes on; with fail-on-cache-miss it fails."""
+    make_tree(cached.job.workspace, {"file": {"a": b"1"}})
+    inputs = {"path": wanted.get("path", "deps").replace("other", "deps"), "key": "deps-1"}
+    make_tree(cached.job.workspace, {"deps": {"a": b"1"}})
+    cached.restore(inputs).expect()
+    cached.save().expect()
+    shutil.rmtree(cached.job.workspace / "file")
+    (cached.job.workspace / "file").write_text("in the way")
+    done = cached.restore({**inputs, **wanted}).expect()
+    assert "::warning title=cachekit::" in done.text
+    assert why in done.text
+    assert done.outputs["status"] in {"error", "unreadable"}
+    assert (done.outputs["cache-hit"], done.outputs["cache-matched-key"]) == ("false", "")
+    failed = cached.restore({**inputs, **wanted, "fail-on-cache-miss": "true"})
+    assert failed.code in {3, 8}
 
 
 @requires("tmpfs")

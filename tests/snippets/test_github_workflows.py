@@ -119,7 +119,7 @@ def test_five_steps(roomy_runner: Runner) -> None:
     assert second.steps[-2:] == ["Restore", "Build"]
     outputs = second.outputs("cache")
     assert (outputs["status"], outputs["cache-hit"]) == ("exact", "true")
-    assert outputs["cache-matched-key"] == outputs["cache-primary-key"] == second.outputs("key")["npm"]
+    assert outputs["cache-matched-key"] == outputs["cache-primary-key"] == second.outputs("key")["node"]
 
     cut(entry)
     third = runner(workflow).expect()

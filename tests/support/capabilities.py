@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import docker, filesystems, hosts, processes, tools
+from tests.support import docker, filesystems, hosts, podman, processes, tools
 from tests.support.flaky import flaky
 from tests.support.ordinary_user import NOBODY, PROJECT
 
@@ -153,6 +153,14 @@ def _docker() -> str:
         return f"no Docker engine can be started: {error}"
 
 
+def _podman() -> str:
+    try:
+        with podman.podman_engine():
+            return ""
+    except (docker.CannotStartError, filesystems.CannotMountError, OSError) as error:
+        return f"no Podman can be started: {error}"
+
+
 def _unpacked(suite: str) -> Probe:
     return lambda: _first(lambda: missing("docker"), lambda: docker.unpacked(suite))
 
@@ -202,6 +210,7 @@ PROBES: dict[str, Probe] = {
     "docker": _docker,
     "docker_trixie": _unpacked("trixie"),
     "docker_sid": _unpacked("sid"),
+    "podman": _podman,
     "second_platform": _second_platform,
     "netns": lambda: _hosts(hosts.two_hosts, "unshare", "nsenter", "ip"),
     "sshfs": _sshfs,

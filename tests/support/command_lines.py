@@ -74,6 +74,16 @@ def command_lines(path: Path, text: str | None = None) -> list[CommandLine]:
     return found
 
 
+def cut_by_cron(path: Path, text: str | None = None) -> list[str]:
+    """Return the lines for a crontab, also of those in a page, that cron would end at a bare per cent sign."""
+    text = path.read_text("utf-8") if text is None else text
+    if path.suffix == ".md":
+        text = "".join(match[4] for match in _FENCE.finditer(text))
+    elif "crontab" not in path.name:
+        return []
+    return [match[0] for match in _CRON.finditer(text) if re.search(r"(?<!\\)%", match[1])]
+
+
 def refusal(command_line: CommandLine) -> str:
     """Return why the command line interface would not take it; an empty string if it would."""
     arguments = [word for word in command_line.arguments if word != MANY]

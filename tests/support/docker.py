@@ -41,7 +41,10 @@ UNPACKED = Path(
 )
 
 _TOOLS = ("dockerd", "containerd", "runc", "docker", "unshare", "setpriv", "ip")
-_BUSYBOX = Path("/bin/busybox")
+BUSYBOX = Path("/bin/busybox")
+
+#: What an engine is started with: it has its own mounts and network, and ends with this process.
+ISOLATED = ("setpriv", "--pdeathsig", "TERM", "--", "unshare", "--net", "--mount", "--propagation", "private")
 
 #: In its own mount namespace the engine's mounts go when it does, and the machine's settings and containerd are hidden.
 _SCRIPT = """
@@ -133,7 +136,7 @@ class DockerHost:
             member.size = len(content or repr(names).encode())
             tar.addfile(member, io.BytesIO(content or repr(names).encode()))
             if busybox:
-                tar.add(_BUSYBOX, "bin/busybox")
+                tar.add(BUSYBOX, "bin/busybox")
         query: dict[str, object] = {"fromSrc": "-"}
         if names:
             query["repo"], _, query["tag"] = names[0].rpartition(":")
@@ -272,7 +275,7 @@ def docker_engine(
             raise CannotStartError(f"{tool} is not installed")
     if os.geteuid() != 0:
         raise CannotStartError("not root")
-    if not _BUSYBOX.exists():
+    if not BUSYBOX.exists():
         raise CannotStartError("busybox-static is not installed")
     with filesystems.private_directory() as directory:
         (directory / "daemon.json").write_text(json.dumps(release.settings | dict(settings or {})))
@@ -287,27 +290,16 @@ def docker_engine(
             )
         host = None
         try:
-            host = DockerHost(directory, _greeted(directory, process), release)
+            host = DockerHost(directory, greeted(directory, process), release)
             host.process = process
             yield host
         finally:
-            _stop(process, host)
+            stop(process, host)
             for below in ("data", "exec"):
                 shutil.rmtree(directory / below, ignore_errors=True)
 
 
 def _command(directory: Path, data: Path) -> list[str]:
-    isolated = [
-        "setpriv",
-        "--pdeathsig",
-        "TERM",
-        "--",
-        "unshare",
-        "--net",
-        "--mount",
-        "--propagation",
-        "private",
-    ]
     options = {
         "config-file": directory / "daemon.json",
         "data-root": data,
@@ -317,10 +309,11 @@ def _command(directory: Path, data: Path) -> list[str]:
         "bridge": "none",
         "iptables": "false",
     }
-    return [*isolated, "sh", "-ec", _SCRIPT, "sh", *(f"--{name}={value}" for name, value in options.items())]
+    return [*ISOLATED, "sh", "-ec", _SCRIPT, "sh", *(f"--{name}={value}" for name, value in options.items())]
 
 
-def _greeted(directory: Path, process: subprocess.Popen[bytes]) -> Engine:
+def greeted(directory: Path, process: subprocess.Popen[bytes], name: str = "dockerd") -> Engine:
+    """Wait until an engine that was started answers. Raises CannotStartError."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -328,11 +321,11 @@ def _greeted(directory: Path, process: subprocess.Popen[bytes]) -> Engine:
         except EngineUnavailable as error:
             if process.poll() is not None or time.monotonic() > deadline:
                 last = (directory / "log").read_text(errors="replace").strip().splitlines()[-1:]
-                raise CannotStartError(f"dockerd does not start: {error}: {' '.join(last)}") from None
+                raise CannotStartError(f"{name} does not start: {error}: {' '.join(last)}") from None
         time.sleep(0.02)
 
 
-def _stop(process: subprocess.Popen[bytes], host: DockerHost | None) -> None:
+def stop(process: subprocess.Popen[bytes], host: DockerHost | None) -> None:
     """End the engine and its containers; nothing of it may outlive the test, however it went."""
     try:
         if host is not None:

@@ -88,6 +88,16 @@ class Job:
         }
         return Step(code, outputs, text)
 
+    def step(self, workflow: Path, name: str, env: Mapping[str, str]) -> Step:
+        """Run the script of a workflow's step, found by its name, with this in the place of the step's `env`."""
+        jobs = yaml.safe_load(workflow.read_text())["jobs"].values()
+        (step,) = (step for job in jobs for step in job["steps"] if step.get("name") == name)
+        assert set(env) == set(step.get("env", {})), "the step has another environment"
+        script = self.base / "script.sh"
+        script.write_text(step["run"])
+        result, values = self.run(["bash", "-e", str(script)], env)
+        return Step(result.code, values["GITHUB_OUTPUT"], result.stdout + result.stderr)
+
     def node(
         self, script: str, inputs: Mapping[str, str], state: Mapping[str, str]
     ) -> tuple[Step, dict[str, str]]:

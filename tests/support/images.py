@@ -70,12 +70,18 @@ class Made:
         return [f"sha256:{sha256(tar)}" for tar in self.layers]
 
 
-def made_image(*names: str, layers: Sequence[bytes], command: str = "/bin/true") -> Made:
+def made_image(
+    *names: str,
+    layers: Sequence[bytes],
+    command: str = "/bin/true",
+    labels: Mapping[str, str] | None = None,
+) -> Made:
     """Make an image; another `command` gives another image of the same layers."""
+    settings: dict[str, object] = {"Cmd": [command]} | ({"Labels": dict(labels)} if labels else {})
     config = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Cmd": [command]},
+        "config": settings,
         "history": [{"created_by": "test"} for _ in layers],
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{sha256(tar)}" for tar in layers]},
     }
@@ -286,7 +292,8 @@ class MimicEngine(FakeEngine):
     def _found(self, reference: str) -> Made:
         name = reference.removeprefix("docker.io/library/")
         name = name if ":" in name else f"{name}:latest"
-        return self.state.images[self.state.names.get(name, reference)]
+        known = self.state.names
+        return self.state.images[known.get(reference, known.get(name, reference))]
 
     def _inspect(self, handler: BaseHTTPRequestHandler, reference: str) -> None:
         try:

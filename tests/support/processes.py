@@ -94,9 +94,10 @@ class Running:
 
     def kill(self) -> Result:
         """Kill the child and all its descendants at once, as a runner's hard stop does."""
-        if not self.alive and Path("/proc", str(self.pid)).exists():
-            return self.wait()  # the number belongs to another process by now, so nobody of ours is left
+        ended = not self.alive
         while members := members_of_session(self.pid):  # again, for what was forked meanwhile
+            if ended and self.pid in members:
+                break  # another process has the number by now, which it gets when nobody of ours is left
             for pid in members:
                 try:
                     os.kill(pid, signal.SIGKILL)
