@@ -129,7 +129,8 @@ def _rename(layout: Layout, old: str, new: str) -> None:
 
 def _return(layout: Layout, name: str, flat: str) -> None:
     """Give something its place again; what a build has written there meanwhile stays."""
-    with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # an ingest that is there anew: this one goes later
+    # An ingest that is there anew is a directory: this one goes later.
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
         put_back(name, layout.fd, _place(flat), layout.fd)
 
 

@@ -187,16 +187,19 @@ class Layout:
         )
 
     def open_blob(self, digest: str) -> int:
-        """Return a descriptor of a blob. Raises OSError, FileNotFoundError."""
-        algorithm, _, name = digest.partition(":")
-        return os.open(
-            f"blobs/{algorithm}/{name}",
-            os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK,
-            dir_fd=self.fd,
-        )
+        """Return a descriptor of a blob. Raises OSError; SourceUnreadable where it is not allowed."""
+        path = f"blobs/{digest.replace(':', '/')}"
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.fd)
+        except PermissionError as error:  # no damage: for somebody else it may be well
+            raise SourceUnreadable(
+                f"cannot read a blob: {error.strerror}",
+                path=os.path.join(self.path, path),
+                hint="fix its permissions",
+            ) from None
 
     def document(self, digest: str, size: int) -> bytes | None:
-        """Return a blob that is a document; None if it is not there, or another size."""
+        """Return a blob that is a document; None if it is not there, or another size. Raises SourceUnreadable."""
         try:
             fd = self.open_blob(digest)
         except OSError:
