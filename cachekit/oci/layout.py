@@ -117,7 +117,7 @@ class Layout:
         A build that meets the lock fails, so nothing slow may happen here. On a read-only directory there is none.
         """
         fd = -1
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo must not make us wait
         deadline = time.monotonic() + _LOCK_SECONDS
         try:
             while True:
