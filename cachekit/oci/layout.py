@@ -118,7 +118,7 @@ class Layout:
         who wants it alone gets OSError.
         """
         fd = -1
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo must not make us wait
         deadline = time.monotonic() + _LOCK_SECONDS
         try:
             while True:

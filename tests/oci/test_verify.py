@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cachekit.errors import NothingMatched
-from cachekit.oci.graph import walk
-from cachekit.oci.verify import LayoutReport, verify_layout
+from cachekit.oci.graph import Graph, walk
+from cachekit.oci.verify import BlobFault, LayoutReport, verify_layout
 from tests.support.capabilities import requires
 from tests.support.cli import Cli
 from tests.support.layouts import CONFIG, INDEX, MANIFEST, MadeLayout, content
@@ -109,6 +109,10 @@ def test_quick_looks_at_sizes_only(made: MadeLayout) -> None:
         ("index.json", None, "no index.json"),
         ("oci-layout", None, "oci-layout"),
         ("oci-layout", b"{", "oci-layout"),
+        ("oci-layout", b"[]", "is damaged"),
+        ("oci-layout", b"[" * 200_000, "is damaged"),
+        ("oci-layout", b"{}", "not known"),
+        ("oci-layout", b'{"imageLayoutVersion":1}', "not known"),
         ("oci-layout", b'{"imageLayoutVersion":"2.0.0"}', "not known"),
     ],
 )
@@ -159,6 +163,75 @@ def test_a_fifo_does_not_hang(made: MadeLayout) -> None:
     (made.path / "index.json").unlink()
     os.mkfifo(made.path / "index.json")
     assert "no index.json" in faults(verify_layout(str(made.path)))
+
+
+def test_a_build_that_ends_meanwhile(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a build puts right in the pause is no fault."""
+    whole = made.references[0]
+    made.name("new", {**whole, "digest": "sha256:" + "0" * 64})
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        made.name("new", whole)
+
+    monkeypatch.setattr("cachekit.oci.verify.time.sleep", sleep)
+    assert verify_layout(str(made.path)).ok
+    assert len(pauses) == 1
+
+
+def test_a_build_that_does_not_end(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where index.json changes while it is looked at, it is looked at again, but not for ever."""
+    late = {**made.references[0], "digest": "sha256:" + "0" * 64}
+    made.name("new", late)
+    looks: list[int] = []
+
+    def writing(*args: Any) -> Graph:
+        looks.append(len(looks))
+        made.name(f"new {len(looks)}", late)
+        return walk(*args)
+
+    monkeypatch.setattr("cachekit.oci.verify.walk", writing)
+    monkeypatch.setattr("cachekit.oci.verify.time.sleep", lambda _: None)
+    assert not verify_layout(str(made.path)).ok
+    assert 2 < len(looks) < 20
+
+
+def test_damage_is_looked_at_twice(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage of a layout that nobody changes is told after one pause; a whole one needs none."""
+    pauses: list[float] = []
+    monkeypatch.setattr("cachekit.oci.verify.time.sleep", pauses.append)
+    assert verify_layout(str(made.path)).ok
+    assert pauses == []
+    flip(min(made.path.glob("blobs/sha256/*")))
+    assert not verify_layout(str(made.path)).ok
+    assert len(pauses) == 1
+
+
+def test_how_a_fault_reads() -> None:
+    """It begins with the blob unless the problem names it, and ends with who needs it, if anybody does."""
+    digest = "sha256:" + "a" * 64
+    short = "sha256:" + "a" * 12
+    assert str(BlobFault(digest, "is missing", ["x", "y"], "it fails")) == (
+        f"{short} is missing (needed by x, y: it fails)"
+    )
+    assert str(BlobFault(digest, f"the index {short} is cut")) == f"the index {short} is cut"
+    assert str(BlobFault("", "there is none")) == "there is none"
+
+
+def test_what_need_not_be_here(tmp_path: Path) -> None:
+    """A layer that lies elsewhere, and the image that something is attached to, may be missing; not if damaged."""
+    layout = MadeLayout(tmp_path / "layout")
+    layer = layout.blob(content(1), urls=["https://example.com/x"])
+    subject = layout.document({"config": layout.blob(b"{}", CONFIG), "layers": []}, MANIFEST)
+    manifest = {"config": layout.blob(b"{}", CONFIG), "layers": [layer], "subject": subject}
+    layout.name("a", layout.document(manifest, MANIFEST))
+    for one in (layer, subject):
+        layout.file(one).unlink()
+        assert verify_layout(str(layout.path)).ok
+        layout.file(one).write_bytes(bytes(one["size"]))
+        assert not verify_layout(str(layout.path)).ok
+        layout.file(one).unlink()
 
 
 def test_no_such_directory(tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""What is taken for a part of a layout, and what is not, whatever lies in its directories."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from cachekit.errors import SourceUnreadable
+from cachekit.oci import layout as layouts
+from cachekit.oci.layout import ASIDE, Layout
+from tests.support.layouts import MadeLayout, content
+
+HEX = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> MadeLayout:
+    """A layout with one image."""
+    layout = MadeLayout(tmp_path / "layout")
+    layout.image("app", [content(1)])
+    return layout
+
+
+def test_what_is_no_blob(made: MadeLayout) -> None:
+    """Only regular files with a whole digest as their name, below a known algorithm, are blobs; the rest is told."""
+    before = made.digests()
+    place = made.path / "blobs"
+    (place / "sha256" / HEX).mkdir()
+    (place / "sha256" / ("f" * 64)).symlink_to(HEX)
+    for name in (HEX[1:], HEX + "0", HEX.upper(), "x"):
+        (place / "sha256" / name).touch()
+    (place / "md5").mkdir()
+    (place / "sha512").touch()
+    with Layout(str(made.path)) as layout:
+        found, odd = layout.blobs()
+    assert set(found) == before
+    names = (HEX, "f" * 64, HEX[1:], HEX + "0", HEX.upper(), "x")
+    assert sorted(odd) == sorted(["blobs/md5", *(f"blobs/sha256/{name}" for name in names)])
+
+
+def test_what_is_being_written(made: MadeLayout) -> None:
+    """An ingest is a directory; its size is its data's, its age that of the youngest in it, itself included."""
+    old = made.ingest(1000, 500)
+    (made.path / "ingest" / "file").touch()
+    with Layout(str(made.path)) as layout:
+        (one,) = layout.ingests()
+        assert (one.name, one.size) == (old.name, 1000)
+        before = one.mtime_ns
+        for young in (old / "ref", old):
+            made.age(young, 100)
+            (one,) = layout.ingests()
+            assert one.mtime_ns == young.stat().st_mtime_ns > before
+            made.age(young, 500)
+
+
+def test_what_a_killed_collection_left(made: MadeLayout) -> None:
+    """It is a directory of ours; a file of that name, or a directory of another, is not."""
+    for name in (f"{ASIDE}-b", f"{ASIDE}-a", f"{ASIDE}x", "other"):
+        (made.path / name).mkdir()
+    (made.path / f"{ASIDE}-file").touch()
+    (made.path / f"{ASIDE}-link").symlink_to("other")
+    with Layout(str(made.path)) as layout:
+        assert layout.asides() == [f"{ASIDE}-a", f"{ASIDE}-b"]
+
+
+def test_documents(made: MadeLayout) -> None:
+    """A document is given if it is there and as long as said; what is no file is none, and nobody waits for it."""
+    one = made.blob(b"{}")
+    with Layout(str(made.path)) as layout:
+        assert layout.document(one["digest"], 2) == b"{}"
+        assert layout.document(one["digest"], 1) is layout.document(one["digest"], 3) is None
+        made.file(one).unlink()
+        assert layout.document(one["digest"], 2) is None
+        os.mkfifo(made.file(one))
+        assert layout.document(one["digest"], 0) is None
+        made.file(one).unlink()
+        (made.path / "there").write_bytes(b"{}")
+        made.file(one).symlink_to(made.path / "there")
+        assert layout.document(one["digest"], 2) is None
+
+
+@pytest.mark.parametrize("name", ["index.json", "blobs", "blobs/sha256", "ingest"])
+def test_links_are_told(made: MadeLayout, name: str, tmp_path: Path) -> None:
+    """A link in the place of a directory or of index.json is not followed; whoever asks is told which."""
+    (made.path / name).rename(tmp_path / "elsewhere")
+    (made.path / name).symlink_to(tmp_path / "elsewhere")
+    with Layout(str(made.path)) as layout:
+        if name == "blobs/sha256":
+            assert layout.blobs() == ({}, [])
+            return
+        look = {"index.json": layout.read_index, "blobs": layout.blobs, "ingest": layout.ingests}[name]
+        with pytest.raises(SourceUnreadable, match="is a link"):
+            look()
+
+
+@pytest.mark.parametrize("name", ["blobs", "ingest"])
+def test_files_in_the_place_of_directories(made: MadeLayout, name: str) -> None:
+    """They hold nothing."""
+    (made.path / name).rename(made.path / "elsewhere")
+    (made.path / name).touch()
+    with Layout(str(made.path)) as layout:
+        assert layout.ingests() == []
+        assert bool(layout.blobs()[0]) == (name == "ingest")
+
+
+def test_a_fifo_as_lock(made: MadeLayout) -> None:
+    """Nobody waits for a writer of what lies where BuildKit's lock should."""
+    os.mkfifo(made.path / "index.json.lock")
+    with Layout(str(made.path)) as layout:
+        assert layout.read_index() is not None
+        with layout.locked() as held:
+            assert held
+
+
+def test_buildkits_lock(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads makes no lock and removes none; who writes takes and removes it, and is told if it was not free."""
+    monkeypatch.setattr(layouts, "_LOCK_SECONDS", 0.1)
+    lock = made.path / "index.json.lock"
+    with Layout(str(made.path)) as layout:
+        with layout.locked(shared=True) as held:
+            assert (held, lock.exists()) == (True, False)
+        with layout.locked() as held:
+            assert (held, lock.exists()) == (True, True)
+        assert not lock.exists()
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            begin = time.monotonic()
+            with layout.locked() as held:
+                assert not held
+            with layout.locked(shared=True) as held:
+                assert held
+            assert 0.2 <= time.monotonic() - begin < 5
+            assert lock.exists()
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            with layout.locked(shared=True) as held:
+                assert held
+            assert lock.exists()
+        finally:
+            os.close(fd)
+        lock.unlink()
+        lock.symlink_to("elsewhere")
+        with layout.locked() as held:
+            assert not held
+        assert not (made.path / "elsewhere").exists()
+
+
+def test_what_looks_like_a_layout(tmp_path: Path) -> None:
+    """Any part of one does, and a directory with nothing in it; one with other things does not."""
+    with Layout(str(tmp_path)) as layout:
+        assert layout.looks_like_one()
+        (tmp_path / "other").touch()
+        assert not layout.looks_like_one()
+        for name in ("index.json", "index.json.lock", "oci-layout", "blobs", "ingest"):
+            (tmp_path / name).touch()
+            assert layout.looks_like_one()
+            (tmp_path / name).unlink()
