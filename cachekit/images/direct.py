@@ -159,8 +159,8 @@ class _Contained(_Archive):
 
         ``seen``: documents that are not walked again. Without it few of them, each naming the next often, take forever.
         """
-        digest = descriptor.get("digest")
-        if not isinstance(digest, str) or depth > 4:
+        digest: str = descriptor["digest"]  # of a document that is here
+        if depth > 4:
             raise NotFromHere("the image is of a shape that is not known")
         if digest in seen:
             return []

@@ -288,6 +288,45 @@ def test_a_config_with_other_layers(classic: Classic) -> None:
             images(classic, wanted(wish.details.id, "app:1", diff_ids))
 
 
+@pytest.mark.parametrize("rootfs", [None, [], "x", 5, {}, {"diff_ids": None}, {"diff_ids": "x"}])
+def test_a_config_without_layers(classic: Classic, rootfs: object) -> None:
+    """A config that names none, in whatever way, is not an image with layers."""
+    classic.add(ONE)
+    config = json.dumps(json.loads(ONE.config) | {"rootfs": rootfs}).encode()
+    with pytest.raises(NotFromHere, match="other layers"):
+        images(classic, wanted(classic.config(config), "app:1", ONE.diff_ids))
+
+
+def test_an_image_of_no_layers(classic: Classic) -> None:
+    """An image from scratch has no list of layers at all, and is an image."""
+    classic.add(ONE)
+    config = json.dumps(json.loads(ONE.config) | {"rootfs": {"type": "layers"}, "history": []}).encode()
+    (held,) = images(classic, wanted(classic.config(config), "app:1"))
+    assert (held.names, held.layers) == (("app:1",), ())
+
+
+@pytest.mark.parametrize("digest", [None, 5, [], {}])
+def test_rows_without_a_digest(contained: Contained, digest: object) -> None:
+    """An index with a row that names no blob is asked of the engine."""
+    rows = [{"mediaType": MANIFEST, "digest": digest, "size": 5}, contained.manifest(ONE)]
+    top = contained.document({"mediaType": INDEX, "manifests": rows})["digest"]
+    with pytest.raises(NotFromHere, match="no digest that is known"):
+        images(contained, wanted(top, "app:1", ONE.diff_ids))
+
+
+@pytest.mark.parametrize("where", ["row", "document", "both"])
+def test_where_an_index_says_that_it_is_one(contained: Contained, where: str) -> None:
+    """An index inside an index may say it in its own document, or in the row that names it, or in both."""
+    said: dict[str, object] = {} if where == "row" else {"mediaType": INDEX}
+    inner = contained.document(said | {"manifests": [contained.manifest(ONE)]})
+    row = inner if where == "document" else inner | {"mediaType": INDEX}
+    data = {"mediaType": INDEX, "manifests": [row]}
+    files = read(
+        members_from_data_root(contained.info, [wanted(contained.document(data)["digest"], "a:1")], {})
+    )
+    assert f"blobs/sha256/{ONE.id[7:]}".encode() in files
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-1, 9) | st.text(max_size=4) | st.sampled_from([MANIFEST, INDEX]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),

@@ -197,8 +197,13 @@ def test_files_do_not_stand_in_for_images(saved: Here) -> None:
 def test_stats(saved: Here) -> None:
     """Saves and loads of images are counted as those of files are."""
     saved("image", "load", "--key", "images-1").expect()
-    text = json.dumps(saved("stats", "--json").expect().json())
-    assert "images" in text
+    saved("image", "load", "--key", "images-2").expect()
+    caches = saved("stats", "--json").expect().json()["stats"]["caches"]
+    (images,) = [one for one in caches if one["cache"] == "images"]
+    found = {name: images[name] for name in ("saves", "restores", "exact", "miss", "refused")}
+    assert found == {"saves": 1, "restores": 2, "exact": 1, "miss": 1, "refused": 0}
+    assert images["saved_bytes"] == saved.entry("images-1").stat().st_size
+    assert images["restored_bytes"] > images["saved_bytes"]
 
 
 def test_names_of_images_are_printed_safely(here: Here, mimic: MimicEngine) -> None:

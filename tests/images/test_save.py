@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachekit.errors import CachekitError, EngineFailed, NoEngine, NoSpace, NothingMatched, SourceChanged
+from cachekit.images.load import ImageLoadRequest, load_images
 from cachekit.images.save import ImageSaveReport, ImageSaveRequest, save_images
 from tests.support.images import (
     STYLES,
@@ -330,11 +331,17 @@ def test_noise_is_never_published(tmp_path_factory: pytest.TempPathFactory, data
             found = save(engine, place / "store", "app:1")
         except CachekitError as error:
             found = error
+        else:
+            engine.forget()
+            load_images(ImageLoadRequest("k-1", str(place / "store"), engine=engine.connect))
+            loaded = dict(engine.state.images)
     if isinstance(found, CachekitError):
         assert found.exit_code in {8, 9}
         assert entries(place / "store") == []
     else:  # a bit in a header's time or owner, or in what a document says besides
         assert [one["id"] for one in found.images] == [ONE.id]
+        assert loaded[ONE.id].layers == ONE.layers
+        assert loaded[ONE.id].names == ONE.names
 
 
 # Which images
