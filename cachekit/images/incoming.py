@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 from cachekit.archive.format import DIRECTORY, FILE, SYMLINK
@@ -16,6 +17,7 @@ __all__ = ["Look", "members_of"]
 
 _KINDS = {"file": FILE, "directory": DIRECTORY, "symlink": SYMLINK}
 _BLOBS = b"blobs/sha256/"
+_LIST = b"manifest.json"
 
 
 class Look:
@@ -23,6 +25,7 @@ class Look:
 
     def __init__(self) -> None:
         self._inventory = Inventory()
+        self._listed = False
 
     def wants(self, name: bytes, size: int) -> bool:
         """Return True for a document that has to be read."""
@@ -30,6 +33,7 @@ class Look:
 
     def seen(self, member: StreamMember, digest: str, content: bytes | None) -> None:
         """Take note of a member that went by."""
+        self._listed = self._listed or member.name == _LIST
         kind = {FILE: "file", DIRECTORY: "directory", SYMLINK: "symlink"}[member.kind]
         self._inventory.add(
             member.name, kind, member.size, digest.removeprefix("sha256:"), member.link, content
@@ -44,6 +48,8 @@ class Look:
         if contents.faults:
             more = f" (and {len(contents.faults) - 1} more)" if len(contents.faults) > 1 else ""
             raise EngineFailed(f"the engine sent no whole image: {contents.faults[0]}{more}")
+        if not self._listed:  # every engine sends it, and those with a classic store read nothing else
+            raise EngineFailed(f"the engine sent no whole image: {os.fsdecode(_LIST)} is missing")
         for one in wanted:
             found = [
                 image
@@ -61,6 +67,10 @@ class Look:
                     found=list(found[0].ids),
                     hint="save after the job has stopped building",
                 )
+        # A load would give them to the image.
+        asked = {one.name for one in wanted}
+        if names := sorted({name for image in contents.images for name in image.names} - asked):
+            raise EngineFailed("the engine sent an image under a name that nobody asked for", names=names)
         return [_held(image) for image in contents.images]
 
 
