@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def members_from_data_root(
     return collected.members()
 
 
-class _Archive:
+class _Archive(ABC):
     """Blobs by digest, what index.json and manifest.json say."""
 
     def __init__(self) -> None:
@@ -51,9 +52,9 @@ class _Archive:
         self._index: list[dict[str, Any]] = []
         self._manifest: dict[str, dict[str, Any]] = {}
 
+    @abstractmethod
     def add(self, one: Wanted) -> None:
         """Take in an image. Raises NotFromHere."""
-        raise NotImplementedError
 
     def members(self) -> Iterator[StreamMember]:
         """Yield directories, blobs by digest, then the documents, as Docker orders them."""
