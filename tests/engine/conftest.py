@@ -10,6 +10,9 @@ import pytest
 from tests.engine.fake_engine import FakeEngine, fake_engine
 from tests.support.capabilities import need
 from tests.support.docker import DockerHost, docker_engine
+from tests.support.engines import running_podman
+
+__all__ = ["running_podman"]
 
 
 @pytest.fixture(scope="session")

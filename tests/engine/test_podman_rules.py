@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cachekit.clean.docker.rules import carry_out, survey
 from tests.engine.rules import around, clean, reasons, rule
-from tests.support.capabilities import need, requires
+from tests.support.capabilities import requires
 from tests.support.images import image_archive, layer, made_image
-from tests.support.podman import PodmanHost, podman_engine
+from tests.support.podman import PodmanHost
 
 pytestmark = [requires("podman"), pytest.mark.xdist_group("podman")]
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[PodmanHost]:
-    """A Podman for all tests here."""
-    need("podman")
-    with podman_engine() as host:
-        yield host
-
-
 @pytest.fixture
-def host(running: PodmanHost) -> PodmanHost:
+def host(running_podman: PodmanHost) -> PodmanHost:
     """A Podman with nothing in it."""
-    running.empty()
-    return running
+    running_podman.empty()
+    return running_podman
 
 
 def names(host: PodmanHost) -> set[str]:

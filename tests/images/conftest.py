@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engines import any_image_engine, engine_of, running_engines
+from tests.support.engines import any_image_engine, engine_of, running_engines, running_podman
 from tests.support.images import Made, MimicEngine, layer, made_image, mimic_engine
 from tests.support.in_process import Here
 
-__all__ = ["any_image_engine", "engine_of", "running_engines"]
+__all__ = ["any_image_engine", "engine_of", "running_engines", "running_podman"]
 
 MIB = 1 << 20
 

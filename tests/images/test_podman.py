@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,10 @@ from cachekit.engine.client import Engine
 from cachekit.errors import NothingMatched
 from cachekit.images.load import ImageLoadReport, ImageLoadRequest, load_images
 from cachekit.images.save import ImageSaveReport, ImageSaveRequest, save_images
-from tests.support.capabilities import need, requires
+from tests.support.capabilities import requires
 from tests.support.images import MimicEngine, image_archive, layer, made_image
 from tests.support.in_process import Here
-from tests.support.podman import PodmanHost, podman_engine
+from tests.support.podman import PodmanHost
 from tests.support.surgery import anatomy, flip
 
 pytestmark = [requires("podman"), pytest.mark.xdist_group("podman")]
@@ -27,20 +26,12 @@ ONE = made_image("team/one:1", layers=[SHARED, layer({"own": b"one"})])
 TWO = made_image("two:2", layers=[SHARED], command="/bin/two")
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[PodmanHost]:
-    """A Podman for all tests here."""
-    need("podman")
-    with podman_engine() as host:
-        yield host
-
-
 @pytest.fixture
-def host(running: PodmanHost) -> PodmanHost:
+def host(running_podman: PodmanHost) -> PodmanHost:
     """A Podman with two images that share a layer."""
-    running.empty()
-    running.load(image_archive([ONE, TWO], "legacy"))
-    return running
+    running_podman.empty()
+    running_podman.load(image_archive([ONE, TWO], "legacy"))
+    return running_podman
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.capabilities import need
 from tests.support.docker import ENGINES, DockerHost, Release, docker_engine
-from tests.support.podman import PODMAN, podman_engine
+from tests.support.podman import PODMAN, PodmanHost, podman_engine
 
 __all__ = [
     "IMAGE_ENGINES",
@@ -23,6 +23,7 @@ __all__ = [
     "engine_of",
     "release_id",
     "running_engines",
+    "running_podman",
     "started",
 ]
 
@@ -81,3 +82,11 @@ def any_image_engine(request: pytest.FixtureRequest, engine_of: Engines) -> Dock
     """Every Docker engine and image store in turn, and Podman, with nothing in it."""
     release: Release = request.param
     return engine_of(release)
+
+
+@pytest.fixture(scope="module")
+def running_podman() -> Iterator[PodmanHost]:
+    """Give a Podman for all tests of a module."""
+    need("podman")
+    with podman_engine() as host:
+        yield host
