@@ -89,12 +89,13 @@ def _run(command: str, project: Path) -> list[str]:
     _, status = os.waitpid(pid, 0)
     if os.waitstatus_to_exitcode(status) != 0:
         raise SystemExit(f"{command}: {said.decode()}")
-    return [_what_stays(line) for line in said.decode().replace("\r\n", "\n").splitlines()]
+    return what_stays(said.decode())
 
 
-def _what_stays(line: str) -> str:
-    """Return what a line shows at the end: a bar that was wiped is gone."""
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line.rpartition("\r")[2])
+def what_stays(said: str) -> list[str]:
+    """Return the lines a terminal shows in the end: a bar that was wiped is gone, whatever stands there now."""
+    rows = said.replace("\r\n", "\n").removesuffix("\n").split("\n")  # a bare "\r" ends no line
+    return [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", row.rpartition("\r")[2]) for row in rows]
 
 
 def _wrapped(line: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -102,6 +103,18 @@ def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
             monkeypatch.setenv(name, value)
     (home / "run").mkdir()
     return home
+
+
+@pytest.fixture(autouse=True)
+def closed_above(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the test that opens what lies above `tmp_path` to other users: all the others in this process see it."""
+    yield
+    base = tmp_path_factory.getbasetemp()
+    for above in (base, base.parent):
+        mode = stat.S_IMODE(above.stat().st_mode)
+        if above.name.startswith(("popen-", "pytest-")) and mode & 0o077:
+            above.chmod(0o700)
+            pytest.fail(f"{above} was left with mode {mode:o}: use open_path, or nobody_cli")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,6 @@ from tests.support.capabilities import requires
 from tests.support.cli import Cli
 from tests.support.filesystems import KINDS, MIB, Filesystem, ext4, tmpfs
 from tests.support.layouts import HOUR, MadeLayout, content
-from tests.support.ordinary_user import NOBODY
 
 
 @pytest.fixture(params=["tmpfs", "ext4"])
@@ -164,14 +162,12 @@ def test_a_build_beside_it() -> None:
 
 
 @requires("root")
-def test_a_layout_of_somebody_else(cli: Cli, tmp_path: Path) -> None:
+def test_a_layout_of_somebody_else(cli: Cli, nobody_cli: Cli) -> None:
     """Where one may not write a collection is refused with a sentence, and so is one on a read-only disk."""
-    layout = MadeLayout(cli.cwd / "cache")
+    layout = MadeLayout(nobody_cli.cwd / "cache")
     layout.image("app", [content(1)])
     layout.blob(content(2))
-    for folder in (cli.cwd, *cli.cwd.parents[:3]):
-        folder.chmod(0o755)
-    done = Cli(tmp_path / "home-of-nobody", cli.cwd, NOBODY)("oci", "gc", "cache", "--settle=0s").expect(8)
+    done = nobody_cli("oci", "gc", "cache", "--settle=0s").expect(8)
     assert "internal" not in done.stderr
     assert "yours to change" in done.stderr
     with tmpfs() as disk:

@@ -19,7 +19,6 @@ from cachekit.oci.verify import BlobFault, LayoutReport, verify_layout
 from tests.support.capabilities import requires
 from tests.support.cli import Cli
 from tests.support.layouts import CONFIG, INDEX, MANIFEST, MadeLayout, content
-from tests.support.ordinary_user import NOBODY
 
 LAYERS = [content(1), content(2, 200_000), content(3, 10)]
 
@@ -312,15 +311,13 @@ def test_a_document_that_leads_to_itself(tmp_path: Path) -> None:
 @requires("root")
 @pytest.mark.parametrize("command", [["verify"], ["verify", "--quick"], ["gc", "--dry-run"]])
 @pytest.mark.parametrize("which", ["documents", "layers"])
-def test_what_one_may_not_read(cli: Cli, tmp_path: Path, command: list[str], which: str) -> None:
+def test_what_one_may_not_read(nobody_cli: Cli, command: list[str], which: str) -> None:
     """A blob that belongs to somebody else is no damage: it is told so (8), and nobody is told to remove the layout."""
-    layout = MadeLayout(cli.cwd / "cache")
+    layout = MadeLayout(nobody_cli.cwd / "cache")
     manifest = layout.image("app", [content(1)])
-    for folder in (cli.cwd, *cli.cwd.parents[:3]):
-        folder.chmod(0o755)
     for path in (layout.path / "blobs/sha256").iterdir():
         path.chmod(0o600 if (path == layout.file(manifest)) == (which == "documents") else 0o644)
     expected = 0 if which == "layers" and command != ["verify"] else 8  # layers are only read to be hashed
-    done = Cli(tmp_path / "home-of-nobody", cli.cwd, NOBODY)("oci", *command, "cache").expect(expected)
+    done = nobody_cli("oci", *command, "cache").expect(expected)
     assert ("Permission denied" in done.stderr) is bool(expected)
     assert "remove it" not in done.stderr

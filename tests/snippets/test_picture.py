@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
-from docs.picture import COLUMNS, PICTURE, draw, lines
+import pytest
+
+from cachekit.cli.progress import ProgressBar
+from docs.picture import COLUMNS, PICTURE, draw, lines, what_stays
 
 
 def same(text: list[str]) -> str:
@@ -32,3 +35,19 @@ def test_what_the_picture_shows() -> None:
     assert re.search(
         r"refused and set aside.*nothing was written.*saved npm-.*restored npm-.*exact hit", text
     )
+
+
+def test_a_bar_that_was_wiped_is_not_in_the_picture(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a slow machine a bar is drawn, and drawn over, before the line that stays."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    bar = ProgressBar("saving")
+    bar._next = 0.0
+    bar(10, 20, 3)
+    bar._next = 0.0
+    bar(20, 20, 3)
+    bar.close()
+    said = capsys.readouterr().err
+    assert said.count("saving [") == 2
+    assert what_stays(f"before\r\n{said}saved\r\n") == ["before", "saved"]
