@@ -26,6 +26,8 @@ _PRIVATE_NAMES = (
     "ImageOS",
     "WORKSPACE",
     "CONTAINER_HOST",
+    "DOCKER_CONFIG",
+    "DOCKER_CONTEXT",
     "DOCKER_HOST",
     "DOCKER_ROOT",
     "TMPDIR",

@@ -35,11 +35,10 @@ from cachekit.engine.outcome import (
     Answer,
     EngineRefused,
     EngineUnavailable,
-    candidates,
     complaint,
     most_telling,
-    podman_places,
 )
+from cachekit.engine.places import docker_places, podman_places
 from cachekit.system.clock import now_ns
 
 if TYPE_CHECKING:
@@ -80,13 +79,13 @@ class Engine:
     ) -> Engine:
         """Find this machine's engine and agree on a version of the API. Raises EngineUnavailable.
 
-        $DOCKER_HOST, else the system's Docker, else this user's own; with ``podman``, after them, where Podman's socket
-        lies. A Docker that is there and does not answer is not passed over for Podman: what was built with the one is
-        not in the other. Of several reasons the one of an engine that is there is told: no permission rather than no
-        engine; if there is none at all, every place is.
+        $DOCKER_HOST, else docker's context, else the system's Docker, else this user's own; with ``podman``, after
+        them, where Podman's socket lies. A Docker that is there and does not answer is not passed over for Podman: what
+        was built with the one is not in the other. Of several reasons the one of an engine that is there is told: no
+        permission rather than no engine; if there is none at all, every place is.
         """
         problems: list[EngineUnavailable] = []
-        for places in (candidates, podman_places) if podman else (candidates,):
+        for places in (docker_places, podman_places) if podman else (docker_places,):
             if any(problem.outcome == "no-answer" for problem in problems):
                 break
             try:

@@ -1,10 +1,9 @@
-"""Where an engine's socket may lie, and how speaking to it can end; apart from the speaking, slow to import."""
+"""How speaking to an engine can end; apart from the speaking, slow to import."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,10 +12,8 @@ __all__ = [
     "EngineRefused",
     "EngineUnavailable",
     "Outcome",
-    "candidates",
     "complaint",
     "most_telling",
-    "podman_places",
 ]
 
 #: no-engine: there is none on this machine. no-permission: there is one, but not for this user. no-answer: it is there
@@ -50,36 +47,6 @@ class Answer:
     body: bytes
 
 
-def candidates(environment: Mapping[str, str]) -> list[str]:
-    """Return the paths at which Docker's socket may lie, the first that answers wins.
-
-    $DOCKER_HOST alone if it is set, whichever engine that is; else the system's, then the user's own. Raises
-    EngineUnavailable (no-engine) if $DOCKER_HOST is not a unix socket: a remote engine's disk is not this machine's.
-    """
-    if host := environment.get("DOCKER_HOST"):
-        return [_local("DOCKER_HOST", host) or "/var/run/docker.sock"]
-    paths = ["/var/run/docker.sock"]
-    if runtime_directory := environment.get("XDG_RUNTIME_DIR"):
-        paths.append(os.path.join(runtime_directory, "docker.sock"))
-    return paths
-
-
-def podman_places(environment: Mapping[str, str]) -> list[str]:
-    """Return the paths at which Podman's socket may lie, after Docker's; none if $DOCKER_HOST says which engine it is.
-
-    $CONTAINER_HOST alone if it is set; else the user's own, then the system's: podman-system-service(1). Raises
-    EngineUnavailable (no-engine) if $CONTAINER_HOST is not a unix socket.
-    """
-    if environment.get("DOCKER_HOST"):
-        return []
-    system = "/run/podman/podman.sock"
-    if host := environment.get("CONTAINER_HOST"):
-        return [_local("CONTAINER_HOST", host) or system]
-    if runtime_directory := environment.get("XDG_RUNTIME_DIR"):
-        return [os.path.join(runtime_directory, "podman/podman.sock"), system]
-    return [system]
-
-
 def most_telling(problems: Sequence[EngineUnavailable]) -> EngineUnavailable:
     """Return the problem of the first engine that is there, else one that names every place without one."""
     for problem in problems:
@@ -89,17 +56,6 @@ def most_telling(problems: Sequence[EngineUnavailable]) -> EngineUnavailable:
         return problems[0]
     reasons = (problem.reason.removeprefix("no engine: ") for problem in problems)
     return EngineUnavailable("no-engine", f"no engine: {'; '.join(reasons)}")
-
-
-def _local(variable: str, host: str) -> str:
-    """Return the path of a unix socket out of its address. Raises EngineUnavailable (no-engine) for another one."""
-    scheme, _, path = host.partition("://")
-    if scheme != "unix":
-        # Not the whole of it: a URL may hold a password.
-        raise EngineUnavailable(
-            "no-engine", f"{variable} is {scheme}://, a remote engine: its disk is not this machine's"
-        )
-    return path
 
 
 def complaint(status: int, body: bytes) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,7 +14,8 @@ from cachekit.clean.docker.rules import DockerSurroundings, survey
 from cachekit.engine import client
 from cachekit.engine.client import Engine
 from cachekit.engine.objects import Info
-from cachekit.engine.outcome import EngineUnavailable, candidates, podman_places
+from cachekit.engine.outcome import EngineUnavailable
+from cachekit.engine.places import docker_places, podman_places
 from cachekit.errors import NoEngine
 from cachekit.images.engine import connected
 from cachekit.images.names import name_to_give, shown_name
@@ -27,9 +30,9 @@ from tests.support.processes import run
 def test_the_places_of_dockers_socket() -> None:
     """$DOCKER_HOST alone if it is set, else the system's engine, then the user's."""
     user = {"XDG_RUNTIME_DIR": "/run/user/1"}
-    assert candidates({"DOCKER_HOST": "unix:///a b", **user}) == ["/a b"]
-    assert candidates(user) == ["/var/run/docker.sock", "/run/user/1/docker.sock"]
-    assert candidates({"DOCKER_HOST": ""}) == ["/var/run/docker.sock"]
+    assert docker_places({"DOCKER_HOST": "unix:///a b", **user}) == ["/a b"]
+    assert docker_places(user) == ["/var/run/docker.sock", "/run/user/1/docker.sock"]
+    assert docker_places({"DOCKER_HOST": ""}) == ["/var/run/docker.sock"]
 
 
 def test_the_places_of_podmans_socket() -> None:
@@ -41,12 +44,120 @@ def test_the_places_of_podmans_socket() -> None:
     assert podman_places({"CONTAINER_HOST": ""}) == ["/run/podman/podman.sock"]
 
 
+def test_an_address_may_lack_its_slashes() -> None:
+    """Podman's own command takes unix:/PATH; what is no address at all is told so."""
+    assert podman_places({"CONTAINER_HOST": "unix:/a"}) == ["/a"]
+    for wrong in ("/run/podman.sock", "unix", "podman.sock"):
+        with pytest.raises(
+            EngineUnavailable, match="CONTAINER_HOST is no address of an engine: unix:///PATH"
+        ):
+            podman_places({"CONTAINER_HOST": wrong})
+
+
+def docker_says(home: Path, *arguments: str, **variables: str) -> str:
+    """Run docker's own command for the user of a home; return what it says."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), **variables}
+    return run(["docker", *arguments], env=environment, cwd=home).expect(0).stdout.strip()
+
+
+@requires("docker")
+def test_dockers_current_context_is_the_one_docker_uses(tmp_path: Path) -> None:
+    """What docker's own command wrote is read as it reads it: variables before the settings, `default` is none."""
+    for name in ("desktop", "ci"):
+        docker_says(tmp_path, "context", "create", name, "--docker", f"host=unix:///run/{name}.sock")
+    usual = {"HOME": str(tmp_path)}
+    assert docker_places(usual) == ["/var/run/docker.sock"]
+    docker_says(tmp_path, "context", "use", "desktop")
+    for variables in (
+        {},
+        {"DOCKER_CONTEXT": "ci"},
+        {"DOCKER_CONTEXT": "default"},
+        {"DOCKER_HOST": "unix:///run/own.sock"},
+        {"DOCKER_HOST": "unix:///run/own.sock", "DOCKER_CONTEXT": "ci"},
+        {"DOCKER_CONTEXT": "", "DOCKER_HOST": ""},
+        {"DOCKER_CONFIG": str(tmp_path / ".docker")},
+        {"DOCKER_CONFIG": str(tmp_path / "elsewhere")},
+    ):
+        theirs = docker_says(
+            tmp_path, "context", "inspect", "--format", "{{.Endpoints.docker.Host}}", **variables
+        )
+        assert [theirs.removeprefix("unix://")] == docker_places({**usual, **variables}), variables
+    assert podman_places({**usual, "CONTAINER_HOST": "unix:///b"}) == []
+    assert podman_places({**usual, "DOCKER_CONTEXT": "default"}) == ["/run/podman/podman.sock"]
+
+
+def context(home: Path, name: str, meta: str | None, settings: str | None = None) -> dict[str, str]:
+    """Write docker's settings with a current context; return the environment of that home."""
+    place = home / ".docker/contexts/meta" / hashlib.sha256(name.encode()).hexdigest()
+    place.mkdir(parents=True)
+    (home / ".docker/config.json").write_text(settings or json.dumps({"currentContext": name}))
+    if meta is not None:
+        (place / "meta.json").write_text(meta)
+    return {"HOME": str(home)}
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [None, "", "[]", "{}", '{"Endpoints": {"docker": {"Host": 5}}}', '{"Endpoints": []}', "[" * 99_999],
+)
+def test_a_context_that_is_not_there(tmp_path: Path, meta: str | None) -> None:
+    """The engine it stands for is not guessed: no engine, with the context's name and how to see those that are."""
+    environment = context(tmp_path, "gone", meta)
+    with pytest.raises(
+        EngineUnavailable, match="docker's context 'gone' is not known: docker context ls"
+    ) as caught:
+        Engine.connect(5, environment={**environment, "CONTAINER_HOST": "unix:///b"}, podman=True)
+    assert caught.value.outcome == "no-engine"
+
+
+@pytest.mark.parametrize(
+    "settings", ["[]", "{", '{"currentContext": 7}', '{"currentContext": ""}', "{}", "\0", "[" * 99_999]
+)
+def test_settings_that_say_nothing(tmp_path: Path, settings: str) -> None:
+    """Settings that are broken name no context: docker's own command goes on with the default one, too."""
+    assert docker_places(context(tmp_path, "x", None, settings)) == ["/var/run/docker.sock"]
+
+
+def test_a_remote_context(tmp_path: Path) -> None:
+    """A context of another machine is told as such, without what its address may hold."""
+    meta = {"Endpoints": {"docker": {"Host": "ssh://user:secret@host"}}}
+    environment = context(tmp_path, "far", json.dumps(meta))
+    with pytest.raises(
+        EngineUnavailable, match="docker's context 'far' is ssh://, a remote engine"
+    ) as caught:
+        docker_places(environment)
+    assert "secret" not in caught.value.reason
+
+
+@requires("root")
+def test_another_users_settings_do_not_lead_root(tmp_path: Path) -> None:
+    """With `sudo -E` the home is a user's: its settings choose no engine for root, and a pipe hangs nothing."""
+    meta = {"Endpoints": {"docker": {"Host": "unix:///tmp/theirs.sock"}}}
+    environment = context(tmp_path, "theirs", json.dumps(meta))
+    assert docker_places(environment) == ["/tmp/theirs.sock"]
+    settings = tmp_path / ".docker/config.json"
+    os.chown(settings, NOBODY, NOBODY)
+    assert docker_places(environment) == ["/var/run/docker.sock"]
+    settings.unlink()
+    os.mkfifo(settings)
+    assert docker_places(environment) == ["/var/run/docker.sock"]
+    assert docker_places({"HOME": "a\0b"}) == docker_places({}) == ["/var/run/docker.sock"]
+
+
+def test_the_engine_of_a_context_is_used(tmp_path: Path) -> None:
+    """An engine that only docker's current context names is found."""
+    with fake_engine(tmp_path) as fake:
+        meta = {"Endpoints": {"docker": {"Host": f"unix://{fake.path}"}}}
+        engine = Engine.connect(5, environment=context(tmp_path, "own", json.dumps(meta)))
+    assert engine.path == str(fake.path)
+
+
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only place at which Docker's socket is looked for; nothing is there."""
     path = tmp_path / "docker"
     path.mkdir()
-    monkeypatch.setattr(client, "candidates", lambda _: [str(path / "fake.sock")])
+    monkeypatch.setattr(client, "docker_places", lambda _: [str(path / "fake.sock")])
     return path
 
 
@@ -124,7 +235,7 @@ def test_the_systems_podman_is_not_the_users(docker: Path, open_path: Path) -> N
         "from cachekit.engine import client\n"
         "from cachekit.errors import NoEngine\n"
         "from cachekit.images.engine import connected\n"
-        f"client.candidates = lambda _: ['{open_path}/docker.sock']\n"
+        f"client.docker_places = lambda _: ['{open_path}/docker.sock']\n"
         "try: connected()\n"
         "except NoEngine as error: print(error.message, '|', error.hint)\n"
     )
