@@ -27,7 +27,7 @@ from cachekit.errors import Damaged
 from cachekit.system.files import make_private_directory, put_in_place
 from cachekit.system.locking.measured import is_local
 from cachekit.system.process import boot_id
-from cachekit.system.state import state_directory
+from cachekit.system.state import make_as_owner, state_directory
 
 __all__ = ["UNKNOWN", "Record", "forget", "forget_unsettled", "load", "settled", "store"]
 
@@ -135,8 +135,8 @@ def store(target: bytes, record: Record) -> bool:
         if not is_local(target):
             forget(target)
             return False
-        os.makedirs(os.path.dirname(directory), mode=0o700, exist_ok=True)
-        make_private_directory(directory)
+        make_as_owner(directory)
+        make_private_directory(directory)  # raises if it is a link
         _sweep(directory)
         put_in_place(os.path.join(directory, name), data + xxh3_128_digest(data))
     except OSError:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from cachekit.clean.model import Rule
 from cachekit.system.files import replace_file
-from cachekit.system.state import make_state_directory, state_directory
+from cachekit.system.state import make_as_owner, state_directory
 
 __all__ = ["Expectation", "Ledger", "cheapest_first"]
 
@@ -75,7 +75,7 @@ class Ledger:
         """Write it if that is possible: a full disk or a read-only home is no reason to fail."""
         with contextlib.suppress(OSError):
             directory = state_directory()
-            make_state_directory(directory)
+            make_as_owner(directory)
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 replace_file(_NAME, json.dumps({"ledger": 1, "runs": self.runs}).encode(), fd)

@@ -21,7 +21,7 @@ from cachekit.errors import InvalidRequest, LockTimeout
 from cachekit.system import process
 from cachekit.system.files import replace_file
 from cachekit.system.keyring import without_keys
-from cachekit.system.state import make_state_directory, state_directory
+from cachekit.system.state import make_as_owner, state_directory
 
 __all__ = ["begin", "finish", "go_on", "part", "wait_for"]
 
@@ -79,7 +79,7 @@ def begin() -> None:
 def _write(data: dict[str, Any]) -> None:
     directory = state_directory()
     try:
-        make_state_directory(directory)
+        make_as_owner(directory)
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             replace_file(_NAME, json.dumps(data).encode(), fd)

@@ -14,10 +14,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from cachekit.errors import InvalidRequest, NoSpace, TargetNotWritable
-from cachekit.system.files import pwrite_all
+from cachekit.system.files import put_in_place, pwrite_all
 from cachekit.system.native import preallocate
 from cachekit.system.space import free_space
-from cachekit.system.state import state_directory
+from cachekit.system.state import make_as_owner, state_directory
 
 __all__ = ["NAME", "Ballast", "ballasts", "release", "reserve"]
 
@@ -44,7 +44,7 @@ def reserve(directory: str, size: int) -> Ballast:
         raise InvalidRequest("a reserve has at least 0 bytes")
     path = os.path.join(os.path.abspath(directory), NAME)
     try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        make_as_owner(directory)
         if os.path.lexists(path) and not _is_ours(os.lstat(path)):
             raise TargetNotWritable(
                 f"there is something else called {NAME}, which is left as it is",
@@ -137,10 +137,9 @@ def _noted() -> list[str]:
 
 def _write(paths: Collection[str]) -> None:
     with contextlib.suppress(OSError, ValueError):
-        os.makedirs(state_directory(), mode=0o700, exist_ok=True)
-        name = os.path.join(state_directory(), _LIST)
-        with open(name, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.writelines(f"{path}\n" for path in paths)
+        make_as_owner(state_directory())
+        text = "".join(f"{path}\n" for path in paths)
+        put_in_place(os.path.join(state_directory(), _LIST), text.encode(errors="surrogateescape"))
 
 
 def _remember(path: str) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 
-from cachekit.system.state import state_directory
+from cachekit.system.state import make_as_owner, state_directory
 
 __all__ = ["denied", "deny"]
 
@@ -25,8 +25,8 @@ def deny(path: bytes) -> bool:
     if note is None:
         return False
     with contextlib.suppress(OSError):
-        os.makedirs(os.path.dirname(note), mode=0o700, exist_ok=True)
-        os.close(os.open(note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        make_as_owner(os.path.dirname(note))
+        os.close(os.open(note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         return True
     return False
 

@@ -11,6 +11,7 @@ import stat
 from cachekit.errors import InvalidRequest
 from cachekit.model import NAMED_LOCKS, STORE_DIRECTORIES, Namespace
 from cachekit.system.files import open_directory
+from cachekit.system.state import make_as_owner
 
 __all__ = [
     "ENTRY_NAME",
@@ -74,7 +75,7 @@ def open_part(path: str, namespace: Namespace, name: str, *, make: bool = False)
     have files made, moved or removed elsewhere in our name. Raises MisplacedPart, OSError.
     """
     if make:
-        os.makedirs(path, mode=0o750, exist_ok=True)
+        _make_place(path)
     fd = open_directory(os.fsencode(path), follow=True)
     for part in (VERSION, *namespace.text.split("/"), *([name] if name else [])):
         try:
@@ -90,6 +91,13 @@ def open_part(path: str, namespace: Namespace, name: str, *, make: bool = False)
             os.close(fd)
         fd, path = below, os.path.join(path, part)
     return fd
+
+
+def _make_place(path: str) -> None:
+    """Make the store's own directory, 0750, if it is missing: what is missing above belongs to who owns the rest."""
+    if not os.path.isdir(path):
+        make_as_owner(os.path.dirname(os.path.abspath(path)), 0o777)
+        os.makedirs(path, mode=0o750, exist_ok=True)
 
 
 def open_to_all(path: str, namespace: Namespace) -> str | None:

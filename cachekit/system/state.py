@@ -6,7 +6,7 @@ import os
 
 from cachekit.system.files import open_directory
 
-__all__ = ["make_state_directory", "state_directory"]
+__all__ = ["make_as_owner", "state_directory"]
 
 
 def state_directory() -> str:
@@ -18,11 +18,12 @@ def state_directory() -> str:
     return os.path.join(base, "cachekit")
 
 
-def make_state_directory(path: str) -> None:
-    """Make the state directory, or one below it, and what is missing above. Raises OSError.
+def make_as_owner(path: str, mode: int = 0o700) -> None:
+    """Make a directory and what is missing above, each with ``mode``. Raises OSError.
 
     What root makes in a user's home (``sudo -E``) becomes that user's: else it would be closed to the job's next steps,
-    ``~/.local`` included. Nothing is followed below what was there already, since its owner may change it meanwhile.
+    ``~/.local`` and ``~/.cache`` included. Nothing is followed below what was there already, since its owner may change
+    it meanwhile.
     """
     there, missing = os.path.abspath(path), []
     while not os.path.isdir(there):
@@ -33,7 +34,7 @@ def make_state_directory(path: str) -> None:
         owner = os.fstat(fd)
         for name in reversed(missing):
             try:
-                os.mkdir(name, 0o700, dir_fd=fd)
+                os.mkdir(name, mode, dir_fd=fd)
                 made = True
             except FileExistsError:
                 made = False  # by another process, just now

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from cachekit.model import JOURNAL_NAME
 from cachekit.system.files import make_private_directory, replace_file
 from cachekit.system.locks import hold
-from cachekit.system.state import state_directory
+from cachekit.system.state import make_as_owner, state_directory
 
 __all__ = ["FACTS_NAME", "Journal", "pointers", "real_place", "target_lock"]
 
@@ -76,7 +76,7 @@ class Journal:
         replace_file(JOURNAL_NAME, self.dump(), staging_fd)
         with contextlib.suppress(OSError):  # a read-only home: the copy beside the staging serves alone
             directory = os.path.join(state_directory(), "targets")
-            os.makedirs(directory, mode=0o700, exist_ok=True)
+            make_as_owner(directory)
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 replace_file(self.pointer_name, self.dump(), fd)
@@ -136,7 +136,7 @@ def target_lock(target: bytes, *, shared: bool, timeout: float) -> Iterator[None
     name = target.decode("utf-8", "backslashreplace")
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(directory), mode=0o700, exist_ok=True)
-            make_private_directory(directory)
+            make_as_owner(directory)
+            make_private_directory(directory)  # raises if it is a link
             stack.enter_context(hold(path, shared=shared, timeout=timeout, what=f"the target {name}"))
         yield

@@ -217,6 +217,39 @@ def test_root_in_the_home_of_a_user(users: Scene, nobody_cli: Cli) -> None:
     )
 
 
+@requires("unprivileged")
+def test_saves_by_root_in_the_home_of_a_user(nobody_cli: Cli) -> None:
+    """After a save, a restore and a reserve by root with a user's HOME the user's own tools still find room there."""
+    (nobody_cli.cwd / "tree").mkdir()
+    (nobody_cli.cwd / "tree/a").write_text("1")
+    give(nobody_cli.cwd)
+    nobody_cli.home.mkdir()
+    give(nobody_cli.home)
+    root = Cli(nobody_cli.home, nobody_cli.cwd)
+    root("save", "--key", "k", "tree").expect()
+    root("restore", "--key", "k", "--in-place", "tree").expect()
+    root("disk", "reserve", "1M").expect()
+    made = [nobody_cli.home / ".cache", nobody_cli.home / ".local", *(nobody_cli.home / ".local").rglob("*/")]
+    assert {path.name for path in made} >= {"state", "cachekit", "locks", "records"}
+    assert [path for path in made if path.is_dir() and path.lstat().st_uid != NOBODY] == []
+    own = {"CACHEKIT_STORE": str(nobody_cli.home / ".cache/own")}
+    nobody_cli("save", "--key", "k", "tree", env=own).expect()
+    assert "exact hit" in nobody_cli("restore", "--key", "k", "tree", env=own).expect().stderr
+
+
+@requires("unprivileged")
+def test_the_list_of_reserves_is_not_written_through_a_link(nobody_cli: Cli, tmp_path: Path) -> None:
+    """A link that a user puts in the place of the list does not lead root to another's file."""
+    precious = tmp_path / "precious"
+    precious.write_text("/other/.cachekit-ballast\n")
+    state = nobody_cli.home / ".local/state/cachekit"
+    state.mkdir(parents=True)
+    (state / "ballasts").symlink_to(precious)
+    Cli(nobody_cli.home, nobody_cli.cwd)("disk", "reserve", "1M", "--in", str(nobody_cli.cwd)).expect()
+    assert precious.read_text() == "/other/.cachekit-ballast\n"
+    assert str(nobody_cli.cwd) in (state / "ballasts").read_text()
+
+
 def test_a_link_where_the_state_would_lie(users: Scene, nobody_cli: Cli, tmp_path: Path) -> None:
     """A user who puts a link into the place gets nothing of root's: no directory behind it is made or given away."""
     (tmp_path / "roots").mkdir(mode=0o700)

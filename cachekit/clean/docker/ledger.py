@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from cachekit.engine.objects import Event
 from cachekit.system.files import opened, replace_file
-from cachekit.system.state import make_state_directory
+from cachekit.system.state import make_as_owner
 
 __all__ = ["LEDGER_NAME", "ImageLedger", "Seen", "load", "observe", "store"]
 
@@ -104,7 +104,7 @@ def store(directory: str, engine: str, ledger: ImageLedger) -> str:
     latest = sorted(rows.items(), key=lambda item: _observed(item[1]), reverse=True)
     rows = {name: row for name, row in latest if name == engine} | dict(latest[:_ENGINES])
     try:
-        make_state_directory(directory)
+        make_as_owner(directory)
         with opened(os.fsencode(directory), follow=True) as fd:
             replace_file(LEDGER_NAME, json.dumps({"format": _FORMAT, "engines": rows}).encode(), fd)
     except OSError as error:

@@ -23,7 +23,7 @@ from cachekit.system.removal.beneath import Beneath, open_parent
 from cachekit.system.removal.sweeper import LOCKED, lock, open_up, reason
 from cachekit.system.removal.tree import Removed, remove_in
 from cachekit.system.space import mount_points
-from cachekit.system.state import make_state_directory, state_directory
+from cachekit.system.state import make_as_owner, state_directory
 from cachekit.system.steps import step
 
 __all__ = ["discard", "discard_all", "finish", "is_trash", "leftovers"]
@@ -245,7 +245,7 @@ def _noted(number: str, info: os.stat_result, name: bytes, path: bytes) -> Itera
     """Keep a note of a trash directory for the time of a block, if there is room for one."""
     note = os.path.join(_notes(), number.encode())
     with contextlib.suppress(OSError):
-        make_state_directory(os.fsdecode(_notes()))
+        make_as_owner(os.fsdecode(_notes()))
         fd = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, b"%d %d\0%s\0%s" % (info.st_dev, info.st_ino, name, path))
