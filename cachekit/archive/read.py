@@ -46,6 +46,9 @@ _TROUBLE = {
     errno.ESHUTDOWN,
 }
 
+#: How often one name may be replaced between the kernel's look at it and its opening.
+_STALE_TRIES = 20
+
 
 @contextlib.contextmanager
 def read_errors(path: str | bytes) -> Iterator[None]:
@@ -293,6 +296,17 @@ def _about(path: bytes) -> Iterator[None]:
         raise
 
 
+def _opened(path: bytes, flags: int) -> int:
+    """Open a name that others may replace meanwhile: NFS and FUSE then say ESTALE, a new look finds the new file."""
+    for _ in range(_STALE_TRIES):
+        try:
+            return os.open(path, flags)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return os.open(path, flags)
+
+
 @contextlib.contextmanager
 def open_archive(path: bytes, trust: Trust, *, follow: bool = False) -> Iterator[Archive]:
     """Open the file at ``path`` for reading, by the policy ``trust`` (``trust.ANYONE`` takes any whole entry).
@@ -303,7 +317,7 @@ def open_archive(path: bytes, trust: Trust, *, follow: bool = False) -> Iterator
     # O_NONBLOCK: a fifo named like an entry must not make us wait.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
-        fd = os.open(path, flags)
+        fd = _opened(path, flags)
     except FileNotFoundError:
         raise
     except OSError as error:

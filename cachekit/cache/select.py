@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -95,7 +96,8 @@ def attempt(
     for; one that a restore key found, and that holds other paths than those asked for, is a miss too: such keys are
     prefixes, and what else begins so may be the cache of something else.
 
-    Two verdicts: what was read was wrong once, and otherwise the second time. Raises what ``use`` raises, but for
+    Two verdicts: what was read was wrong once, and otherwise the second time. What NFS takes away while it is read
+    (ESTALE) is looked for once more. Raises what ``use`` raises, but for
     refusals and errors of reading.
     """
     path = store.entry_path(name)
@@ -123,7 +125,11 @@ def attempt(
             if exact:
                 raise
             return [Verdict("miss", "other-paths", error.message)]
-        except (Unsupported, Untrusted, Unreadable) as error:
+        except Unreadable as error:
+            if turn == 1 and error.fields.get("errno") == errno.ESTALE:
+                continue  # replaced or removed by another host while it was read: what is there now may serve
+            return [Verdict(status_of(error), error.id, error.message, error)]
+        except (Unsupported, Untrusted) as error:
             return [Verdict(status_of(error), error.id, error.message, error)]
         except WrongContent as error:
             return [Verdict("refused", error.id, error.message, error, certain=True, inode=inode)]

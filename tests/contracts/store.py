@@ -12,6 +12,7 @@ The suite speaks to a store through a `Driver`, since stores differ in how an en
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -197,6 +198,8 @@ def together(count: int, work: Callable[[int], bool]) -> list[int]:
                 os.close(go)
                 os.read(begin, 1)  # until all are there
                 code = int(work(number))
+            except BaseException:  # noqa: BLE001 - the parent sees the code, and the report what happened
+                traceback.print_exc()
             finally:
                 os._exit(code)
         pids.append(pid)

@@ -209,6 +209,30 @@ def test_an_entry_that_cannot_be_read_stays(disk: Flaky, tmp_path: Path, cli: Cl
 
 
 @requires("fuse")
+@pytest.mark.parametrize(("operation", "times"), [("open", 6), ("read", 1)])
+def test_an_entry_that_another_host_replaced(
+    operation: Operation, times: int, disk: Flaky, tmp_path: Path, cli: Cli
+) -> None:
+    """NFS says "stale file handle" for what was replaced while it was opened or read: the new one is restored."""
+    tree = tree_at(tmp_path, SMALL)
+    store = disk.mount / "store"
+    cli("save", "--store", store, "--key", "k-1", "tree").expect(0)
+    for skip in range(0, 30, 5):
+        disk.set_fault(operation, errno=errno.ESTALE, match=".tar.zst", skip=skip, times=times)
+        with same_entries(disk.backing / "store"):
+            report = try_restore(store, tmp_path / f"new{skip}", "k-1")
+        assert isinstance(report, RestoreReport)
+        assert report.status == "exact"
+        assert_same_tree(tree, tmp_path / f"new{skip}" / "tree")
+    disk.set_fault(operation, errno=errno.ESTALE, match=".tar.zst")
+    with unchanged(tree):
+        assert (
+            cli("restore", "--store", store, "--key", "k-1", "tree", "--json").expect(0).json()["status"]
+            == "unreadable"
+        )
+
+
+@requires("fuse")
 @pytest.mark.parametrize("place", ["frame", "index", "seal"])
 def test_one_flipped_bit_is_refused(place: str, disk: Flaky, tmp_path: Path, cli: Cli) -> None:
     """An entry that reads wrong twice is refused and set aside, not destroyed: when the disk is well it is whole."""
