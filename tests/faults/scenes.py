@@ -195,5 +195,5 @@ def removed(path: Path) -> None:
 
 def polled(condition: Callable[[], bool], what: str, alive: Callable[[], bool]) -> None:
     """Wait until ``condition()``; fail at once when what should bring it about has ended."""
-    wait_until(lambda: condition() or not alive(), what, seconds=20)
+    wait_until(lambda: condition() or not alive(), what, seconds=60)
     assert condition(), f"it ended before: {what}"

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachekit.disk import usage as module
@@ -45,6 +45,7 @@ TREES = st.recursive(
 )
 
 
+@settings(max_examples=60)
 @given(TREES, st.integers(0, 3), st.sampled_from([0, 2]))
 def test_equal_to_du(tree: Tree, links: int, workers: int) -> None:
     """Whatever the tree: sparse files, hard links inside and to outside, long links, odd names."""

@@ -20,7 +20,7 @@ from typing import IO, Any, Self, TypeAlias
 
 from tests.support.ordinary_user import PROJECT, command_of
 
-TIMEOUT_SECONDS = 50.0
+TIMEOUT_SECONDS = 150.0
 """Shorter than a test's own limit, so that the child's output is shown when it hangs."""
 
 Arg: TypeAlias = str | bytes | Path
@@ -105,7 +105,7 @@ class Running:
                     continue
         return self.wait()
 
-    def kill_when(self, moment: Callable[[], bool], seconds: float = 20) -> Result:
+    def kill_when(self, moment: Callable[[], bool], seconds: float = 60) -> Result:
         """Kill as soon as `moment()` is true; if the child ends before, that is its result."""
         deadline = time.monotonic() + seconds
         while self.alive and not moment():
@@ -201,7 +201,7 @@ def children_gone(pid: int) -> bool:
     return not members_of_session(pid)
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
     """Wait until `condition()` is true; fail, saying `what` was awaited, at the deadline."""
     deadline = time.monotonic() + seconds
     while not condition():
