@@ -159,7 +159,7 @@ class Load:
             raise EngineRefused(status, complaint(status, b"\n".join(lines)))
         if failure := _failure(lines):
             raise EngineRefused(status, failure)
-        return [text for text in map(_words, lines) if text]
+        return [text.strip() for _, text in _said(lines) if text.strip()]
 
     def _read(self) -> tuple[int, list[bytes]]:
         answer = http.client.HTTPResponse(cast("socket.socket", _Readable(self._socket)), method="POST")
@@ -246,7 +246,3 @@ def _failure(lines: list[bytes]) -> str:
         if text.strip().startswith("Error"):
             return " ".join(text.split())[:500]
     return ""
-
-
-def _words(line: bytes) -> str:
-    return " ".join(text.strip() for _, text in _said([line]) if text.strip())
