@@ -80,8 +80,9 @@ def test_an_empty_piece_is_no_end(engine: socket.socket) -> None:
         for piece in (b"", b"x", b"", b"y" * 17, b""):
             tar.write(piece)
         tar.finish()
-    sent = engine.recv(10_000, socket.MSG_WAITALL)
-    assert sent.partition(b"\r\n\r\n")[2] == b"1\r\nx\r\n11\r\n" + b"y" * 17 + b"\r\n0\r\n\r\n"
+    head, _, sent = engine.recv(10_000, socket.MSG_WAITALL).partition(b"\r\n\r\n")
+    assert head.endswith(b"\r\nTransfer-Encoding: chunked")
+    assert sent == b"1\r\nx\r\n11\r\n" + b"y" * 17 + b"\r\n0\r\n\r\n"
 
 
 def test_an_engine_that_takes_nothing(engine: socket.socket) -> None:
@@ -178,11 +179,14 @@ def test_a_refusal_that_breaks_off(engine: socket.socket) -> None:
         loaded(engine, answer({"message": "it is full"}, status=500, length=1000))
 
 
-def test_an_answer_that_does_not_end(engine: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("said", [answer(b"plain", FULL), CHUNKED + b"7\r\nplain\r\n\r\n1\r\nx\r\n0\r\n\r\n"])
+def test_an_answer_that_does_not_end(
+    engine: socket.socket, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
     """An answer is read up to a bound, and one behind which more is said is not taken for a success."""
     monkeypatch.setattr(streams, "_LONGEST_ANSWER", len(b"plain\r\n"))
     with pytest.raises(EngineUnavailable, match="does not end"):
-        loaded(engine, answer(b"plain", FULL))
+        loaded(engine, said)
 
 
 def test_the_longest_answer(engine: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
