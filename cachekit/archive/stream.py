@@ -136,9 +136,9 @@ class _Packing:
         self.position = 0
         self.copied_frames = self.copied_bytes = 0
         self._output, self._level, self._held, self._progress = output, level, held, progress
-        self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="pack")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pack")
         self._local = local()
-        self._most = max(1, threads) + _WAITING
+        self._most = threads + _WAITING
         #: Frames not yet placed, in order: one that is being packed, or one of an earlier entry.
         self._pending: deque[tuple[Future[_Packed], bytearray] | tuple[HeldContent, int]] = deque()
         self._copying: deque[Future[None]] = deque()

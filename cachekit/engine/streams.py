@@ -54,10 +54,9 @@ class Export:
             with _Trouble(self._path, self._stall):
                 self._connection.request("GET", self._target, headers={"Connection": "close"})
                 self._answer = self._connection.getresponse()
-                if self._answer.status != 200:
-                    raise EngineRefused(
-                        self._answer.status, complaint(self._answer.status, self._answer.read(1 << 20))
-                    )
+                if (status := self._answer.status) != 200:
+                    with self._answer:  # not the connection's any more, which was told to close
+                        raise EngineRefused(status, complaint(status, self._answer.read(1 << 20)))
         except BaseException:
             self._connection.close()
             raise

@@ -118,7 +118,7 @@ def test_the_time_limit_is_for_each_wait(
 
 
 def test_a_refusal_that_does_not_end(fake: FakeEngine) -> None:
-    """What an engine says is wrong is read up to a bound, so that it cannot fill the memory."""
+    """What an engine says is wrong is read up to a bound, so that it cannot fill the memory; then it is hung up."""
 
     def endless(handler: Any) -> None:
         handler.send_response(500)
@@ -128,8 +128,11 @@ def test_a_refusal_that_does_not_end(fake: FakeEngine) -> None:
             handler.wfile.write(bytes(1 << 16))
 
     fake.answers["GET /images/get"] = endless
-    with pytest.raises(EngineRefused, match="status 500"), fake.connect().export(["a:1"]):
+    export = fake.connect().export(["a:1"])
+    before = len(ours())
+    with pytest.raises(EngineRefused, match="status 500"), export:
         pass
+    assert len(ours()) == before
 
 
 def test_chunks_without_their_end(fake: FakeEngine) -> None:
