@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,10 +72,17 @@ def earlier(tmp_path: Path) -> Iterator[Archive]:
 
 
 @pytest.mark.parametrize("name", [LAYER.name, b"blobs/other"])
-def test_many_frames_are_copied(tmp_path: Path, earlier: Archive, name: bytes) -> None:
-    """All frames are the earlier ones, or all but the one with the name, and it says how many bytes that were."""
+@pytest.mark.parametrize("claimed", [False, True])
+def test_many_frames_are_copied(tmp_path: Path, earlier: Archive, name: bytes, *, claimed: bool) -> None:
+    """All frames are the earlier ones, or all but the one with the name, and it says how many bytes that were.
+
+    A claim finds them as a known digest does.
+    """
     items = [Item(b"blobs/first", b"1"), Item(name, LAYER.content), Item(b"last", b"2")]
-    written, _, _ = write(tmp_path / "next", members(items, known=True), held=[earlier], threads=1)
+    stream = members(items, known=True)
+    if claimed:
+        stream = (replace(member, digest="", claim=member.digest) for member in stream)
+    written, _, _ = write(tmp_path / "next", stream, held=[earlier], threads=1)
     sizes = list(earlier.index.frame_sizes)[1 if name == LAYER.name else 2 : MANY + 1]
     assert (written.copied_frames, written.copied_bytes) == (len(sizes), sum(sizes))
     assert untarred(tmp_path / "next") == expected(items)
