@@ -202,7 +202,7 @@ class _Packing:
         """Put a small member into the frame that is being filled, cut as the format says."""
         head = _header(member)
         total = len(head) + padded(len(content))
-        if self._small and len(self._small) + total > FRAME_SIZE:
+        if len(self._small) + total > FRAME_SIZE:
             self._cut()
         self._row(member, len(self._small))
         if member.kind == FILE:
