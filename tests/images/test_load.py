@@ -223,9 +223,10 @@ def test_files_under_the_key(here: Here, mimic: MimicEngine) -> None:
     """An entry of files has a platform of its own, and is told of as one of files."""
     (here.root / "t").write_text("t")
     here.save("k-1", "t")
-    report = load(mimic, here.store, "k-1")
-    assert report.status == "miss"
-    assert [line["verdict"] for line in report.tried] == ["wrong-kind"]
+    for any_platform in (False, True):
+        report = load(mimic, here.store, "k-1", any_platform=any_platform)
+        assert report.status == "miss"
+        assert [line["verdict"] for line in report.tried] == ["wrong-kind"]
 
 
 def test_trust_without_a_key(

@@ -14,7 +14,7 @@ from cachekit.images.load import ImageLoadReport
 from cachekit.system.space import FreeSpace
 from tests.images.test_load import ONE, OTHER, entry, load, save, store
 from tests.support.images import Made, MimicEngine, layer, made_image
-from tests.support.in_process import Here
+from tests.support.in_process import Here, cut
 from tests.support.snapshots import unchanged
 
 __all__ = ["entry", "store"]
@@ -208,6 +208,19 @@ def test_an_engine_that_does_not_answer_a_load(
 
 
 # From where
+
+
+def test_a_refusal_is_not_explained_by_other_entries(here: Here, mimic: MimicEngine) -> None:
+    """Files under the key are told of where nothing was found, and not where what was found is damaged."""
+    mimic.add(ONE)
+    here("image", "save", "--key", "k", "app:1").expect()
+    cut(here.entry("k"))
+    (here.root / "t").write_text("t")
+    here.save("k", "t")
+    report = load(mimic, here.store, "k")
+    assert (report.status, [line["verdict"] for line in report.tried]) == ("refused", ["damaged"])
+    report = load(mimic, here.store, "k")
+    assert (report.status, [line["verdict"] for line in report.tried]) == ("miss", ["wrong-kind"])
 
 
 def test_a_scope_goes_first(here: Here, mimic: MimicEngine) -> None:
