@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from cachekit.archive.format import DIRECTORY, FRAME_SIZE, SYMLINK
+from cachekit.archive.format import DIRECTORY, FILE, FRAME_SIZE, SYMLINK
+from cachekit.archive.pack import compressor
 from cachekit.archive.read import Archive, open_archive
 from cachekit.archive.stream import StreamMember
 from cachekit.archive.write import BaseRotten
@@ -179,6 +181,46 @@ def test_which_contents_are_shown(tmp_path: Path) -> None:
     assert digests == {item.name: item.digest if item.kind == 0 else "" for item in items}
 
 
+def test_no_more_is_read_than_can_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While no frame gets packed a frame for each thread is read, and three more."""
+    threads, taken = 2, 0
+    full, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    class Stuck:
+        def compress(self, data: memoryview) -> bytes:
+            assert go_on.wait(20)
+            return compressor(3).compress(data)
+
+    class Source:
+        def readinto(self, buffer: memoryview) -> int:
+            nonlocal taken
+            if not go_on.is_set():
+                taken += len(buffer)
+                if taken == (threads + 3) * FRAME_SIZE:
+                    full.set()
+                if taken > (threads + 3) * FRAME_SIZE:
+                    go_on.set()
+            return len(buffer)
+
+    def let_go() -> None:
+        full.wait(20)
+        go_on.wait(0.3)
+        go_on.set()
+        over.wait(20)  # the threads are counted before and after
+
+    monkeypatch.setattr("cachekit.archive.stream.compressor", lambda level: Stuck())
+    waiter = threading.Thread(target=let_go)
+    waiter.start()
+    try:
+        large = StreamMember(b"large", FILE, 2 * MANY * FRAME_SIZE, open=Source)
+        write(tmp_path / "entry", iter([large]), threads=threads)
+    finally:
+        full.set()
+        over.set()
+        waiter.join()
+    assert taken == (threads + 3) * FRAME_SIZE
+
+
 _MEASURE = """
 import os, resource, sys
 from pathlib import Path
@@ -187,10 +229,12 @@ from tests.images.test_stream import StreamMember, write
 class Source:
     def __init__(self, size):
         self.left = size
-        self.piece = os.urandom(1 << 18)
+        self.piece = os.urandom(2 << 20)  # a quarter of a frame: what is packed is large, too
+        self.at = 0
     def readinto(self, buffer):
-        count = min(len(buffer), len(self.piece), self.left)
-        buffer[:count] = self.piece[:count]
+        count = min(len(buffer), len(self.piece) - self.at, self.left)
+        buffer[:count] = self.piece[self.at : self.at + count]
+        self.at = (self.at + count) % len(self.piece)
         self.left -= count
         return count
 
