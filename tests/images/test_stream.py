@@ -450,3 +450,10 @@ def test_an_error_of_the_source_ends_it(tmp_path: Path, after: int) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "next", stream())
+
+
+def test_a_directory_that_comes_late(tmp_path: Path) -> None:
+    """A directory that its content had to be given already is not there twice."""
+    items = [Item(b"a/b/c", b"1"), Item(b"a", kind=DIRECTORY), Item(b"a/b", kind=DIRECTORY)]
+    write(tmp_path / "entry", members(items))
+    assert untarred(tmp_path / "entry") == [("a", None), ("a/b", None), ("a/b/c", b"1")]
