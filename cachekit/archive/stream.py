@@ -105,10 +105,9 @@ def write_stream(
     begin = time.perf_counter()
     with _Packing(output, level, threads, held or Held(), progress) as packing:
         for member in members:
-            digest, content = packing.add(
-                member, keep=member.kind == FILE and wants(member.name, member.size)
-            )
-            seen(member, digest, content)
+            digest, content = packing.add(member)
+            wanted = content is not None and wants(member.name, member.size)
+            seen(member, digest, content if wanted else None)
         packing.finish()
     step("save.frames-written")
     mark = time.perf_counter()
@@ -137,9 +136,9 @@ class _Packing:
         self.position = 0
         self.copied_frames = self.copied_bytes = 0
         self._output, self._level, self._held, self._progress = output, level, held, progress
-        self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="pack")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pack")
         self._local = local()
-        self._most = max(1, threads) + _WAITING
+        self._most = threads + _WAITING
         #: Frames not yet placed, in order: one that is being packed, or one of an earlier entry.
         self._pending: deque[tuple[Future[_Packed], bytearray] | tuple[HeldContent, int]] = deque()
         self._copying: deque[Future[None]] = deque()
@@ -157,20 +156,23 @@ class _Packing:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def add(self, member: StreamMember, *, keep: bool) -> tuple[str, bytes | None]:
-        """Take a member; return the digest of its content, and the content if it is to be kept."""
+    def add(self, member: StreamMember) -> tuple[str, bytes | None]:
+        """Take a member; return the digest of its content, and the content unless it has frames of its own."""
         self._add_parents(member.name)
         if member.kind == DIRECTORY:
             if member.name not in self._directories:  # an engine may name one after we had to
                 self._add_directory(member.name)
             return "", None
-        if member.kind == FILE and member.size > FRAME_SIZE:
+        if member.kind != FILE:
+            self._append(member, b"")
+            return "", None
+        if member.size > FRAME_SIZE:
             return self._large(member), None
-        content = self._read(member) if member.kind == FILE else b""
-        digest = f"sha256:{hashlib.sha256(content).hexdigest()}" if member.kind == FILE else ""
+        content = self._read(member)
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         _require(member, digest)
         self._append(member, content)
-        return digest, content if keep else None
+        return digest, content
 
     def finish(self) -> None:
         """Wait until every frame is in its place."""
@@ -200,7 +202,7 @@ class _Packing:
         """Put a small member into the frame that is being filled, cut as the format says."""
         head = _header(member)
         total = len(head) + padded(len(content))
-        if self._small and len(self._small) + total > FRAME_SIZE:
+        if len(self._small) + total > FRAME_SIZE:
             self._cut()
         self._row(member, len(self._small))
         if member.kind == FILE:
@@ -359,8 +361,7 @@ class _Packing:
 
     def _read(self, member: StreamMember) -> bytes:
         buffer = bytearray(member.size)
-        if member.size:
-            _fill(_opened(member), memoryview(buffer), member, None)
+        _fill(_opened(member), memoryview(buffer), member, None)
         return bytes(buffer)
 
     def _tell(self, size: int) -> None:
@@ -410,7 +411,7 @@ def _opened(member: StreamMember) -> Incoming:
 def _require(member: StreamMember, digest: str) -> None:
     """Raise Damaged if the content is not what it was known, or claims, to be."""
     expected = member.digest or member.claim
-    if member.kind == FILE and expected and expected != digest:
+    if expected and expected != digest:
         raise Damaged(
             "a member's content is not what its digest says",
             path=member.name,

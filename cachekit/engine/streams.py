@@ -54,10 +54,9 @@ class Export:
             with _Trouble(self._path, self._stall):
                 self._connection.request("GET", self._target, headers={"Connection": "close"})
                 self._answer = self._connection.getresponse()
-                if self._answer.status != 200:
-                    raise EngineRefused(
-                        self._answer.status, complaint(self._answer.status, self._answer.read(1 << 20))
-                    )
+                if (status := self._answer.status) != 200:
+                    with self._answer:  # not the connection's any more, which was told to close
+                        raise EngineRefused(status, complaint(status, self._answer.read(1 << 20)))
         except BaseException:
             self._connection.close()
             raise
@@ -83,11 +82,10 @@ class Export:
         """The complaint that an engine put behind what it had sent; empty if there is none."""
         _, brace, text = self._tail.rpartition(b'{"error')
         try:
-            said = json.loads(brace + text.strip(b"\0\r\n "))
+            said = json.loads(brace + text.strip(b"\0\r\n ")) if brace else {}
         except (ValueError, RecursionError):
             return ""
-        message = said.get("error") if isinstance(said, dict) else None
-        detail = said.get("errorDetail") if isinstance(said, dict) else None
+        message, detail = said.get("error"), said.get("errorDetail")
         if not isinstance(message, str) and isinstance(detail, dict):
             message = detail.get("message")
         return " ".join(message.split())[:500] if isinstance(message, str) else ""
@@ -102,7 +100,6 @@ class Load:
 
     def __init__(self, path: str, target: str, stall: float = STALL_SECONDS) -> None:
         self._path, self._target, self._stall = path, target, stall
-        self._broken = False
 
     def __enter__(self) -> Self:
         """Connect and announce a tar. Raises EngineUnavailable."""
@@ -134,7 +131,6 @@ class Load:
             raise EngineUnavailable("no-answer", f"the engine took nothing for {self._stall:g} s") from None
         except OSError:
             # It has seen enough, or is gone: what it said before it hung up is still there to be read.
-            self._broken = True
             self._raise_answer()
 
     def _raise_answer(self) -> None:
@@ -154,31 +150,25 @@ class Load:
             try:
                 self._socket.sendall(b"0\r\n\r\n")
             except TimeoutError:
-                raise
+                raise  # what it says after that is not said of a whole tar
             except OSError:
-                self._broken = True
+                pass  # as in write; an engine may answer at the tar's end already
         status, lines = self._read()
         if status != 200:
             raise EngineRefused(status, complaint(status, b"\n".join(lines)))
         if failure := _failure(lines):
             raise EngineRefused(status, failure)
-        return [text for text in map(_words, lines) if text]
+        return [text.strip() for _, text in _said(lines) if text.strip()]
 
     def _read(self) -> tuple[int, list[bytes]]:
         answer = http.client.HTTPResponse(cast("socket.socket", _Readable(self._socket)), method="POST")
-        try:
-            with _Trouble(self._path, self._stall):
-                answer.begin()
-                body = answer.read(_LONGEST_ANSWER)
-                return answer.status, body.splitlines()
-        except EngineUnavailable:
-            if self._broken:
-                raise EngineUnavailable(
-                    "no-answer", "the engine hung up in the middle of the image"
-                ) from None
-            raise
-        finally:
-            answer.close()
+        with _Trouble(self._path, self._stall):
+            answer.begin()
+            body = answer.read(_LONGEST_ANSWER + 1)
+        # A failure may be told in what is not there; http.client takes an early end for the end.
+        if answer.status == 200 and (answer.length or len(body) > _LONGEST_ANSWER):
+            raise EngineUnavailable("no-answer", "the engine's answer breaks off, or does not end")
+        return answer.status, body.splitlines()
 
 
 class _Readable:
@@ -221,6 +211,8 @@ class _Trouble:
             raise EngineUnavailable("no-answer", f"the engine was silent for {self._stall:g} s") from None
         if isinstance(error, http.client.IncompleteRead):
             raise EngineUnavailable("no-answer", "the engine broke off in the middle of the image") from None
+        if isinstance(error, http.client.RemoteDisconnected):
+            raise EngineUnavailable("no-answer", "the engine hung up without an answer") from None
         if isinstance(error, http.client.HTTPException):
             raise EngineUnavailable(
                 "no-answer", f"what answers at {self._path} is no engine ({type(error).__name__})"
@@ -253,7 +245,3 @@ def _failure(lines: list[bytes]) -> str:
         if text.strip().startswith("Error"):
             return " ".join(text.split())[:500]
     return ""
-
-
-def _words(line: bytes) -> str:
-    return " ".join(text.strip() for _, text in _said([line]) if text.strip())

@@ -107,8 +107,7 @@ def load_images(request: ImageLoadRequest) -> ImageLoadReport:
             report.status = "exact" if exact and report.matched_key == key.text else "partial"
             store.mark_used(name)
             break
-        if found[-1].status != "miss":
-            verdicts.add(found[-1].status)
+        verdicts.add(found[-1].status)
     else:
         report.status = status_without(verdicts)
         if report.status == "miss" and not request.any_platform:

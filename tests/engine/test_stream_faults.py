@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 
+from cachekit.engine import streams, transport
 from cachekit.engine.outcome import EngineRefused, EngineUnavailable
 from tests.engine.fake_engine import FakeEngine
 
 DATA = bytes(range(256)) * 2000
 
 
-def exporting(fake: FakeEngine, answer: Callable[[Any], None], *, stall: float = 5) -> bytes:
-    """Read an export that is answered so."""
+def exporting(
+    fake: FakeEngine, answer: Callable[[Any], None], *, stall: float = 5, piece: int = 50_000
+) -> bytes:
+    """Read an export that is answered so, and the last words, in pieces of at most `piece` bytes."""
     fake.answers["GET /images/get"] = answer
-    buffer = memoryview(bytearray(50_000))
+    buffer = memoryview(bytearray(piece))
     found = bytearray()
     with fake.connect().export(["a:1"], stall=stall) as stream:
         while count := stream.readinto(buffer):
@@ -97,14 +100,39 @@ def ours() -> list[str]:
 
 
 @pytest.mark.parametrize("stall", [0.3, 20])
-def test_the_time_limit_is_for_each_wait(fake: FakeEngine, stall: float) -> None:
+def test_the_time_limit_is_for_each_wait(
+    fake: FakeEngine, monkeypatch: pytest.MonkeyPatch, stall: float
+) -> None:
     """A connection is made in at most ten seconds; each wait after that may take as long as it was told."""
+    made: list[tuple[float, socket.socket]] = []
+
+    def connected(path: str, limit: float) -> socket.socket:
+        made.append((limit, transport.connected(path, limit)))
+        return made[-1][1]
+
+    monkeypatch.setattr(streams, "connected", connected)
     fake.answers["GET /images/get"] = lambda handler: sized(handler, len(DATA))
     engine = fake.connect()
-    with engine.export(["a:1"], stall=stall) as stream:
-        assert stream._connection.sock is None or stream._connection.sock.gettimeout() == stall
-    with engine.load(stall=stall) as load:
-        assert load._socket.gettimeout() == stall
+    with engine.export(["a:1"], stall=stall), engine.load(stall=stall):
+        assert [(limit, raw.gettimeout()) for limit, raw in made] == [(min(stall, 10), stall)] * 2
+
+
+def test_a_refusal_that_does_not_end(fake: FakeEngine) -> None:
+    """What an engine says is wrong is read up to a bound, so that it cannot fill the memory; then it is hung up."""
+
+    def endless(handler: Any) -> None:
+        handler.send_response(500)
+        handler.send_header("Content-Length", str(1 << 40))
+        handler.end_headers()
+        for _ in range(512):
+            handler.wfile.write(bytes(1 << 16))
+
+    fake.answers["GET /images/get"] = endless
+    export = fake.connect().export(["a:1"])
+    before = len(ours())
+    with pytest.raises(EngineRefused, match="status 500"), export:
+        pass
+    assert len(ours()) == before
 
 
 def test_chunks_without_their_end(fake: FakeEngine) -> None:
@@ -143,13 +171,21 @@ def test_a_silent_engine(fake: FakeEngine) -> None:
         (b'{"error', ""),
         (b"", ""),
         (b'{"error":' + b"[" * 3000, ""),
+        (b'{"error":"it broke"}' + bytes(900), "it broke"),
+        (b'{"error":"it broke"}' + bytes(4096), ""),
+        (b'{"error":"a content"} {"error":"it broke"}', "it broke"),
+        (b'{"error":"it broke","errorDetail":{"message":"less to the point"}}', "it broke"),
+        (b'{"error":"it\\n broke"}', "it broke"),
+        (json.dumps({"error": "x" * 600}).encode(), "x" * 500),
+        (b"1" * 4096, ""),
     ],
 )
-def test_the_last_words(fake: FakeEngine, words: bytes, told: str) -> None:
-    """What an engine complains of behind the data is told; whatever else is there is not."""
-    assert (
-        exporting(fake, lambda handler: chunked(handler, DATA + words))[len(DATA + words) :] == told.encode()
-    )
+@pytest.mark.parametrize("piece", [100, 50_000])
+def test_the_last_words(fake: FakeEngine, words: bytes, told: str, piece: int) -> None:
+    """What an engine complains of behind the data is told; whatever else is there, or lies farther back, is not."""
+    data = DATA[: 10 * piece] + words
+    found = exporting(fake, lambda handler: chunked(handler, data), piece=piece)
+    assert found[len(data) :] == told.encode()
 
 
 def loading(fake: FakeEngine, answer: Any, data: bytes = DATA, *, stall: float = 5) -> list[str]:
@@ -224,7 +260,7 @@ def test_an_engine_that_goes_away(fake: FakeEngine) -> None:
     def gone(handler: Any) -> None:
         handler.close_connection = True
 
-    with pytest.raises(EngineUnavailable):
+    with pytest.raises(EngineUnavailable, match="hung up"):
         loading(fake, gone, DATA * 200)
 
     def silent(handler: Any) -> None:

@@ -223,18 +223,23 @@ def test_files_under_the_key(here: Here, mimic: MimicEngine) -> None:
     """An entry of files has a platform of its own, and is told of as one of files."""
     (here.root / "t").write_text("t")
     here.save("k-1", "t")
-    report = load(mimic, here.store, "k-1")
-    assert report.status == "miss"
-    assert [line["verdict"] for line in report.tried] == ["wrong-kind"]
+    for any_platform in (False, True):
+        report = load(mimic, here.store, "k-1", any_platform=any_platform)
+        assert report.status == "miss"
+        assert [line["verdict"] for line in report.tried] == ["wrong-kind"]
 
 
-def test_trust_without_a_key(here: Here, mimic: MimicEngine, app: Made) -> None:
+def test_trust_without_a_key(
+    here: Here, mimic: MimicEngine, app: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where signatures are required and no key is given, it says so, for nothing can be loaded; else it does not."""
     mimic.add(app)
     here("image", "save", "--key", "k", "app:1").expect()
     told = "trust is hmac, and no key is given"
     assert told in here("image", "load", "--trust", "hmac", "--key", "k").expect(4).stderr
     assert told not in here("image", "load", "--key", "k").expect(0).stderr
+    monkeypatch.setenv("CACHEKIT_HMAC_KEY", "k" * 40)
+    assert told not in here("image", "load", "--trust", "hmac", "--key", "k").expect(4).stderr
 
 
 @pytest.mark.parametrize("frame", [0, 1, 2, 3])

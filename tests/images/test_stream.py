@@ -8,10 +8,9 @@ import io
 import os
 import random
 import subprocess
-import sys
 import tarfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -34,7 +33,6 @@ from cachekit.model import EntryIdentity, Key, Target
 from cachekit.system.clock import image_platform
 from cachekit.trust import ANYONE
 from tests.support.capabilities import requires
-from tests.support.ordinary_user import PROJECT
 from tests.support.surgery import anatomy
 
 IDENTITY = EntryIdentity(Key("k-1"), image_platform())
@@ -124,6 +122,8 @@ def write(
     held: Sequence[Archive] = (),
     full: int | None = None,
     layers: Sequence[Item] = (),
+    wants: Callable[[bytes, int], bool] = lambda _, size: size < 100,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> tuple[Written, dict[bytes, str], dict[bytes, bytes]]:
     """Write an entry; return it, what the contents' digests were, and the small contents. No thread outlives it."""
     digests: dict[bytes, str] = {}
@@ -150,8 +150,9 @@ def write(
             threads=threads,
             seal=seal,  # type: ignore[arg-type]
             seen=seen,
-            wants=lambda _, size: size < 100,
+            wants=wants,
             held=Held(held),
+            progress=progress,
         )
         assert output.finished == written.archive_bytes == os.fstat(output.fd).st_size
     finally:
@@ -451,49 +452,8 @@ def test_an_error_of_the_source_ends_it(tmp_path: Path, after: int) -> None:
         write(tmp_path / "next", stream())
 
 
-_MEASURE = """
-import os, resource, sys
-from pathlib import Path
-from tests.images.test_stream import Item, StreamMember, write
-
-class Source:
-    def __init__(self, size):
-        self.left = size
-        self.piece = os.urandom(1 << 18)
-    def readinto(self, buffer):
-        count = min(len(buffer), len(self.piece), self.left)
-        buffer[:count] = self.piece[:count]
-        self.left -= count
-        return count
-
-size = int(sys.argv[2])
-def stream():
-    source = Source(size)
-    yield StreamMember(b"large", 0, size, open=lambda: source)
-write(Path(sys.argv[1]), stream(), threads=4)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
-"""
-
-
-def test_memory_does_not_grow_with_the_layer(tmp_path: Path) -> None:
-    """A layer of 600 MB takes what one of 150 MB does, and less than 160 MiB, with four threads."""
-    peaks = []
-    for size in (150 << 20, 600 << 20):
-        done = subprocess.run(
-            [sys.executable, "-c", _MEASURE, tmp_path / "entry", str(size)],
-            cwd=PROJECT,
-            capture_output=True,
-            check=True,
-        )
-        peaks.append(int(done.stdout))
-        (tmp_path / "entry").unlink()
-    base = int(
-        subprocess.run(
-            [sys.executable, "-c", _MEASURE, tmp_path / "entry", "0"],
-            cwd=PROJECT,
-            capture_output=True,
-            check=True,
-        ).stdout
-    )
-    assert peaks[1] - peaks[0] < 16 << 20
-    assert peaks[1] - base < 120 << 20
+def test_a_directory_that_comes_late(tmp_path: Path) -> None:
+    """A directory that its content had to be given already is not there twice."""
+    items = [Item(b"a/b/c", b"1"), Item(b"a", kind=DIRECTORY), Item(b"a/b", kind=DIRECTORY)]
+    write(tmp_path / "entry", members(items))
+    assert untarred(tmp_path / "entry") == [("a", None), ("a/b", None), ("a/b/c", b"1")]
