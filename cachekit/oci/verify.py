@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import local
 
+from cachekit.errors import NothingMatched
 from cachekit.oci.graph import Blob, Graph, walk
 from cachekit.oci.layout import BlobFile, Layout
 
@@ -79,11 +80,23 @@ def verify_layout(
 ) -> LayoutReport:
     """Verify the layout at ``path``; with ``quick`` existence and sizes only. Raises NothingMatched, SourceUnreadable.
 
-    A blob is hashed by one thread, blobs by several, the largest first. ``within``: see ``Layout``.
+    A blob is hashed by one thread, blobs by several, the largest first. ``within``: see ``Layout``; what lies there
+    came out of an entry, so what nobody could put right is a fault, and no error of who named the directory.
     """
     begin = time.perf_counter()
     known: dict[str, BlobFile] = {}
-    with Layout(path, within) as layout:
+    try:
+        opened = Layout(path, within)
+    except NothingMatched as error:
+        if within is None:
+            raise
+        return LayoutReport(path, ok=False, faults=[BlobFault("", error.message)], recognised=False)
+    with opened as layout:
+        if within is not None and (links := layout.links()):
+            told = [
+                BlobFault("", f"{name} is a link, and links in a layout are not followed") for name in links
+            ]
+            return LayoutReport(path, ok=False, faults=told)
         for look in range(_LOOKS):
             report, index = _look(layout, known, threads=threads, quick=quick, progress=progress)
             # Damage stays; what a build is about to put right does not.
