@@ -209,9 +209,7 @@ def test_damage_is_looked_at_twice(made: MadeLayout, monkeypatch: pytest.MonkeyP
     assert len(pauses) == 1
 
 
-def test_staging_is_looked_at_once(
-    made: MadeLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_staging_is_looked_at_once(made: MadeLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody else writes there is no pause: whole or damaged, a layout in staging is looked at once."""
     pauses: list[float] = []
     monkeypatch.setattr("cachekit.oci.verify.time.sleep", pauses.append)
