@@ -180,7 +180,7 @@ def test_a_build_that_ends_meanwhile(made: MadeLayout, monkeypatch: pytest.Monke
 
 
 def test_a_build_that_does_not_end(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where index.json changes while it is looked at, it is looked at again, but not for ever, nor in vain waited for."""
+    """Where index.json changes while it is looked at, it is looked at again: not for ever, nor with a last pause."""
     late = {**made.references[0], "digest": "sha256:" + "0" * 64}
     made.name("new", late)
     looks: list[int] = []
