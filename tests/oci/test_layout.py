@@ -14,6 +14,7 @@ import pytest
 from cachekit.errors import NothingMatched, SourceUnreadable
 from cachekit.oci import layout as layouts
 from cachekit.oci.layout import ASIDE, Layout
+from cachekit.system.locks import try_lock
 from tests.support.capabilities import requires
 from tests.support.cli import Cli
 from tests.support.layouts import MadeLayout, content
@@ -217,7 +218,7 @@ def test_a_lock_that_is_no_longer_the_lock(
     path = made.path / "index.json.lock"
     path.touch()
     takes: list[int] = []
-    take = layouts.try_lock
+    take = try_lock
 
     def taken(fd: int, *, shared: bool = False) -> bool:
         takes.append(fd)
@@ -299,7 +300,7 @@ def test_what_goes_while_it_is_listed(made: MadeLayout, monkeypatch: pytest.Monk
         yield found
 
     with Layout(str(made.path)) as layout, monkeypatch.context() as patch:
-        patch.setattr(layouts.os, "scandir", scanned)
+        patch.setattr("cachekit.oci.layout.os.scandir", scanned)
         assert set(layout.blobs()[0]) == whole
 
 
