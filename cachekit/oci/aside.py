@@ -65,11 +65,9 @@ class Aside:
                 _return(self.layout, f"{self.name}/{flat}", flat)
         return restored
 
-    def remove(self, restored: set[str]) -> int:
-        """Remove all of it; return the bytes of what was not ``restored``."""
-        sizes = [
-            _bytes_of(self.layout, f"{self.name}/{flat}") for flat in self._listed() if flat not in restored
-        ]
+    def remove(self) -> int:
+        """Remove it with all that is still here; return the bytes of that."""
+        sizes = [_bytes_of(self.layout, f"{self.name}/{flat}") for flat in self._listed()]
         remove_tree(os.fsencode(self.name), dir_fd=self.layout.fd)
         return sum(sizes)
 

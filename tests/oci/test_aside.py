@@ -114,6 +114,27 @@ def test_an_impossible_size_of_what_lies_aside(made: MadeLayout) -> None:
     assert manifest.exists()
 
 
+def test_a_file_of_another_beginning(made: MadeLayout) -> None:
+    """A file that only ends as what a collection sets aside is somebody else's, and stays where it is."""
+    for name in (f"note.sha256-{'a' * 64}", f"{ASIDE}2-abc.sha256-{'a' * 64}"):
+        (made.path / name).write_text("other")
+    before = made.digests()
+    gc(made)
+    assert made.digests() == before
+    assert sorted(path.read_text() for path in made.path.glob("*sha256*")) == ["other", "other"]
+
+
+def test_an_unfinished_blob_that_is_begun_anew_after_a_kill(made: MadeLayout) -> None:
+    """What is written in its place by now stays, and what lay aside goes."""
+    (made.path / f"{ASIDE}1-abc.ingest-one").mkdir()
+    (made.path / f"{ASIDE}1-abc.ingest-one/data").write_bytes(b"old")
+    (made.path / "ingest/one").mkdir()
+    (made.path / "ingest/one/data").write_bytes(b"anew")
+    assert gc(made).status == "done"
+    assert (made.path / "ingest/one/data").read_bytes() == b"anew"
+    assert not list(made.path.glob(".cachekit-gc*"))
+
+
 def test_what_is_named_again_after_a_kill(made: MadeLayout) -> None:
     """A whole image that lies aside, and that a build named after the kill, is put back with all its parts."""
     again = made.image("again", [content(2)], b'{"again":1}')

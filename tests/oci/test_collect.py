@@ -132,6 +132,27 @@ def test_a_blob_that_is_named_after_the_plan(made: MadeLayout, monkeypatch: pyte
     assert verify_layout(str(made.path)).ok
 
 
+def test_a_blob_that_goes_after_the_plan(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody else removed meanwhile is no error, and its bytes are not said to have been freed here."""
+    made.blob(content(4, 500))
+    planned_and_then(monkeypatch, made.file(made.blob(content(3))).unlink)
+    report = gc(made)
+    assert (report.status, report.freed) == ("done", 500)
+    assert verify_layout(str(made.path)).ok
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_no_descriptor_is_left(made: MadeLayout) -> None:
+    """A collection closes all that it opened."""
+    made.ingest(10, HOUR)
+    assert die_at("gc.aside", lambda: gc(made)) == -signal.SIGKILL
+    made.ingest(11, HOUR)
+    made.blob(content(4))
+    before = len(os.listdir("/proc/self/fd"))
+    assert len(gc(made, keep_tags=1).removed) == 5
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_nothing_is_left_after_busy(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a build came first, or index.json cannot be written, the directory for what goes is taken away again."""
     planned_and_then(monkeypatch, lambda: made.name("third", made.references[0]))
@@ -183,6 +204,8 @@ def test_what_a_reference_gives_back(made: MadeLayout) -> None:
     assert reasons[made.blob(content(3))["digest"]] == "nothing leads to it"
     exact = gc(made, max_size=report.remaining, dry_run=True)
     assert (len(exact.references), exact.short_by) == (2, 0)
+    two = gc(made, keep_tags=2, dry_run=True).remaining
+    assert [len(gc(made, max_size=size, dry_run=True).references) for size in (two, two - 1)] == [1, 2]
 
 
 @pytest.mark.parametrize("age", [30, HOUR])
