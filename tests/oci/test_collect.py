@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cachekit.errors import NoSpace, SourceUnreadable
+from cachekit.errors import Damaged, NoSpace, SourceUnreadable
 from cachekit.oci import collect as collecting
 from cachekit.oci.aside import Aside
 from cachekit.oci.collect import CollectReport, CollectRequest, collect
@@ -20,7 +20,7 @@ from cachekit.oci.verify import verify_layout
 from cachekit.system.publish import temporary_name
 from cachekit.system.space import FreeSpace
 from tests.crash.scene import die_at
-from tests.support.layouts import HOUR, MadeLayout, content
+from tests.support.layouts import HOUR, MANIFEST, MadeLayout, content
 
 
 @pytest.fixture
@@ -214,3 +214,57 @@ def test_what_a_dropped_reference_led_to_goes_though_it_is_young(made: MadeLayou
     layer = made.blob(content(1), age=age)
     gc(made, keep_tags=1, grace=600.0)
     assert not made.file(layer).exists()
+
+
+def test_the_largest_make_room(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk the largest blobs go before all others: a small one may give no block back."""
+    for size in (2000, 3000, 4000, 5000):
+        made.blob(content(size, size))
+    singles: list[list[int]] = []
+
+    def sleep(_seconds: float) -> None:
+        singles.append(sorted(path.stat().st_size for path in made.path.glob(".cachekit-gc1-*")))
+
+    monkeypatch.setattr(collecting, "free_space", lambda _: FreeSpace(0, None, 4096, 1))
+    monkeypatch.setattr("cachekit.oci.collect.time.sleep", sleep)
+    assert gc(made).freed == 15_000
+    assert singles == [[2000, 3000, 4000, 5000], []]
+    singles.clear()
+    gc(made, keep_tags=1)
+    assert singles == [[]]  # nothing can go before index.json is written, so nothing is waited for
+
+
+def test_an_index_that_is_missing_or_damaged(made: MadeLayout) -> None:
+    """An index inside the layout leads on as a manifest does: without it nothing goes."""
+    index = made.file(made.cache("old", [content(8)], old=True))
+    data, before = index.read_bytes(), made.digests()
+    index.write_bytes(bytes(len(data)))
+    with pytest.raises(Damaged):
+        gc(made)
+    assert made.digests() == before
+    index.unlink()
+    with pytest.raises(Damaged):
+        gc(made)
+
+
+def test_a_subject_that_is_damaged(made: MadeLayout) -> None:
+    """What a manifest is about may be missing, but if it is there and has other bytes nobody knows what it led to."""
+    subject = made.image("signed", [content(6)], b'{"signed":1}')
+    made.references.pop()
+    signature = {"mediaType": MANIFEST, "config": made.blob(b"{}"), "layers": [], "subject": subject}
+    made.name("signature", made.document(signature, MANIFEST))
+    before = made.digests()
+    made.file(subject).write_bytes(bytes(subject["size"]))
+    with pytest.raises(Damaged):
+        gc(made)
+    assert made.digests() == before
+
+
+def test_unfinished_blobs_without_an_index(tmp_path: Path) -> None:
+    """A directory with nothing but an unfinished blob is no finished layout, so it is left alone."""
+    layout = MadeLayout(tmp_path / "layout")
+    left = layout.ingest(10, HOUR)
+    (layout.path / "index.json").unlink()
+    with pytest.raises(Damaged):
+        gc(layout)
+    assert left.exists()
