@@ -269,3 +269,21 @@ def test_unfinished_blobs_without_an_index(tmp_path: Path) -> None:
         with pytest.raises(Damaged):
             gc(layout, dry_run=dry_run)
         assert left.exists()
+
+
+@pytest.mark.parametrize(("grace", "age"), [(0.0, 30), (600.0, 300)])
+def test_a_dry_run_keeps_what_is_being_written(made: MadeLayout, grace: float, age: float) -> None:
+    """--dry-run tells an unfinished blob that grew within a minute, or within the grace time, as kept."""
+    unfinished = made.ingest(10, age)
+    report = gc(made, grace=grace, dry_run=True)
+    assert [line.name for line in report.kept] == [unfinished.name]
+    assert unfinished.name not in {line.name for line in report.removed}
+
+
+def test_a_manifest_that_is_no_json(made: MadeLayout) -> None:
+    """A manifest that has the digest that is said, and holds no JSON, leads nobody knows where: nothing goes."""
+    made.name("text", made.blob(b"no JSON", MANIFEST))
+    before = made.digests()
+    with pytest.raises(Damaged, match="not JSON"):
+        gc(made)
+    assert made.digests() == before
