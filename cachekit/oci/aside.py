@@ -10,7 +10,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 
-from cachekit.oci.layout import ASIDE, Layout
+from cachekit.oci.layout import ASIDE, Layout, is_digest, read_document
 from cachekit.oci.plan import Line
 from cachekit.system.files import open_directory, random_name, remove_tree
 from cachekit.system.publish import put_back
@@ -45,16 +45,14 @@ class Aside:
     def take(self, line: Line) -> None:
         """Move a blob or ingest here; it may be gone already."""
         with contextlib.suppress(FileNotFoundError):
-            _rename(self.layout, _place(_flat(line)), f"{self.name}/{_flat(line)}")
+            _move(self.layout, _flat(line), f"{self.name}/{_flat(line)}")
 
     def document(self, digest: str, size: int) -> bytes | None:
         """Return a document that lies here; None if it does not, or has another size."""
         name = f"{self.name}/{digest.replace(':', '-')}"
         with contextlib.suppress(OSError):
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.layout.fd)
-            with open(fd, "rb") as file:
-                data = file.read(size + 1)
-            return data if len(data) == size else None
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            return read_document(os.open(name, flags, dir_fd=self.layout.fd), size)
         return None
 
     def put_back(self, needed: set[str] | None) -> set[str]:
@@ -62,17 +60,14 @@ class Aside:
         restored = set()
         for flat in self._listed():
             kind, _, rest = flat.partition("-")
-            wanted = kind != "ingest" and needed is not None and f"{kind}:{rest}" in needed
-            if needed is None or wanted:
+            if needed is None or f"{kind}:{rest}" in needed:
                 restored.add(flat)
                 _return(self.layout, f"{self.name}/{flat}", flat)
         return restored
 
-    def remove(self, restored: set[str]) -> int:
-        """Remove all of it; return the bytes of what was not ``restored``."""
-        sizes = [
-            _bytes_of(self.layout, f"{self.name}/{flat}") for flat in self._listed() if flat not in restored
-        ]
+    def remove(self) -> int:
+        """Remove it with all that is still here; return the bytes of that."""
+        sizes = [_bytes_of(self.layout, f"{self.name}/{flat}") for flat in self._listed()]
         remove_tree(os.fsencode(self.name), dir_fd=self.layout.fd)
         return sum(sizes)
 
@@ -92,15 +87,16 @@ class Aside:
 def move_single(layout: Layout, line: Line) -> str:
     """Move one blob or ingest aside; return its name there. Raises OSError."""
     name = f"{_SINGLE}{random_name()}.{_flat(line)}"
-    _rename(layout, _place(_flat(line)), name)
+    _move(layout, _flat(line), name)
     return name
 
 
 def put_singles_back(layout: Layout) -> None:
     """Give all of them their places again, unless something is there by now; also those of a killed collection."""
     for name in os.listdir(layout.fd):
-        if name.startswith(_SINGLE):
-            _return(layout, name, name.removeprefix(_SINGLE).partition(".")[2])
+        flat = name.removeprefix(_SINGLE).partition(".")[2]
+        if name.startswith(_SINGLE) and _place(flat) is not None:
+            _return(layout, name, flat)
             remove_tree(os.fsencode(name), dir_fd=layout.fd)
 
 
@@ -118,20 +114,32 @@ def _flat(line: Line) -> str:
     return f"ingest-{line.name}" if line.kind == "ingest" else line.name.replace(":", "-")
 
 
-def _place(flat: str) -> str:
+def _place(flat: str) -> tuple[list[str], str] | None:
+    """Return the directories and the name of where something belongs; None if it is nothing that we moved."""
     kind, _, rest = flat.partition("-")
-    return f"ingest/{rest}" if kind == "ingest" else f"blobs/{kind}/{rest}"
+    if kind == "ingest" and rest not in {"", ".", ".."}:
+        return ["ingest"], rest
+    return (["blobs", kind], rest) if is_digest(kind, rest) else None
 
 
-def _rename(layout: Layout, old: str, new: str) -> None:
-    os.rename(old, new, src_dir_fd=layout.fd, dst_dir_fd=layout.fd)  # noqa: TID251 - a move
+def _move(layout: Layout, flat: str, new: str) -> None:
+    place = _place(flat)
+    assert place is not None
+    with layout.inside(*place[0]) as fd:
+        os.rename(place[1], new, src_dir_fd=fd, dst_dir_fd=layout.fd)  # noqa: TID251 - a move
 
 
 def _return(layout: Layout, name: str, flat: str) -> None:
-    """Give something its place again; what a build has written there meanwhile stays."""
+    """Give something its place again; what a build has written there meanwhile stays.
+
+    A place below a link is not in the layout: whoever made that link must not have files put there. Raises OSError.
+    """
+    place = _place(flat)
+    if place is None:
+        return
     # An ingest that is there anew is a directory: this one goes later.
-    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-        put_back(name, layout.fd, _place(flat), layout.fd)
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError), layout.inside(*place[0]) as fd:
+        put_back(name, layout.fd, place[1], fd)
 
 
 def _bytes_of(layout: Layout, name: str) -> int:

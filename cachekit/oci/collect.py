@@ -152,10 +152,10 @@ def _collect(request: CollectRequest, layout: Layout, report: CollectReport) -> 
         if plan.dropped and not _rewrite(layout, index, plan):
             report.status = "busy"
             report.references = []
-            aside.remove(set())
+            aside.remove()
             return
     except OSError:
-        aside.remove(set())
+        aside.remove()
         raise
     step("gc.index-written")
     after_rewrite = layout.read_index()
@@ -166,9 +166,8 @@ def _collect(request: CollectRequest, layout: Layout, report: CollectReport) -> 
         time.sleep(request.settle)
     if layout.read_index() != after_rewrite or _signs(layout).written_since(before):
         report.status = "busy"
-        restored = aside.put_back(None)
-        report.restored += len(restored)
-        aside.remove(restored)
+        report.restored += len(aside.put_back(None))
+        aside.remove()
         return
     restored = _finish_aside(aside, report)
     report.removed = [line for line in plan.removed if Aside.key(line) not in restored]
@@ -316,9 +315,10 @@ def _finish_aside(aside: Aside, report: CollectReport) -> set[str]:
         graph = _graph(layout, layout.read_index(), aside)
     except Refused:
         # Nobody can say what leads to what is aside, so all of it goes back.
-        aside.remove(aside.put_back(None))
+        aside.put_back(None)
+        aside.remove()
         raise
     restored = aside.put_back(set(graph.blobs))
     report.restored += len(restored)
-    report.freed += aside.remove(restored)
+    report.freed += aside.remove()
     return restored

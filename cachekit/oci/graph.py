@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 __all__ = ["DOCUMENT_BYTES", "Blob", "Graph", "Reference", "Role", "walk"]
@@ -49,13 +49,18 @@ _NAME = "io.containerd.image.name"
 
 @dataclass(slots=True)
 class Blob:
-    """A blob that something names: how long it is to be, what it is, and which references need it (by position)."""
+    """A blob that something names: how long it is to be, what it is, and what names it.
+
+    ``references``: entries of index.json (by position); ``documents``: digests. Only what names it itself: who needs
+    it through others can be very many.
+    """
 
     digest: str
     size: int
     media_type: str
     role: Role
     references: set[int] = field(default_factory=set)
+    documents: set[str] = field(default_factory=set)
     #: It may be fetched from elsewhere (a descriptor's ``urls``), so it need not be here.
     elsewhere: bool = False
     #: It is only what a manifest is about (its ``subject``), so it need not be here either.
@@ -85,11 +90,53 @@ class Graph:
     blobs: dict[str, Blob] = field(default_factory=dict)
     faults: list[tuple[str, str]] = field(default_factory=list)
     opaque: dict[str, None] = field(default_factory=dict)
+    _names: dict[tuple[frozenset[int], frozenset[str]], list[str]] = field(default_factory=dict)
 
     def needed_by(self, digest: str) -> list[str]:
-        """Return the names of the references that need a blob."""
+        """Return the names of the references that need a blob. Not to be changed: others may share it."""
         blob = self.blobs.get(digest)
-        return [self.references[number].name for number in sorted(blob.references)] if blob else []
+        if blob is None:
+            return []
+        key = (frozenset(blob.references), frozenset(blob.documents))
+        if key not in self._names:  # the layers of one image have all the same
+            self._names[key] = [self.references[number].name for number in sorted(self._leading_to([digest]))]
+        return self._names[key]
+
+    def last_needed_by(self) -> dict[str, int]:
+        """Return for each blob the last of the references that need it."""
+        parts: dict[str, list[str]] = {}
+        for blob in self.blobs.values():
+            for document in blob.documents:
+                parts.setdefault(document, []).append(blob.digest)
+        last: dict[str, int] = {}
+        named = [(number, blob.digest) for blob in self.blobs.values() for number in blob.references]
+        for number, digest in sorted(named, reverse=True):
+            todo = [digest]
+            while todo:
+                one = todo.pop()
+                if one not in last:
+                    last[one] = number
+                    todo += parts.get(one, [])
+        return last
+
+    def _leading_to(self, digests: Iterable[str]) -> set[int]:
+        """Return the references that lead to any of the blobs."""
+        found: set[int] = set()
+        todo = set(digests)
+        seen = set(todo)
+        while todo:
+            blob = self.blobs[todo.pop()]
+            found |= blob.references
+            todo |= blob.documents - seen
+            seen |= blob.documents
+        return found
+
+    def mark_caches(self, sources: Iterable[int | str]) -> None:
+        """Note which references are caches: those that are ``sources``, or lead to documents that are."""
+        documents = {source for source in sources if isinstance(source, str)}
+        numbers = {source for source in sources if isinstance(source, int)}
+        for number in numbers | self._leading_to(documents):
+            self.references[number] = replace(self.references[number], cache=True)
 
 
 def walk(index: bytes, read: Callable[[str, int], bytes | None]) -> Graph:
@@ -115,27 +162,26 @@ def walk(index: bytes, read: Callable[[str, int], bytes | None]) -> Graph:
                 descriptor,
             )
         )
+    found = _Walk(graph, read)
     for number, reference in enumerate(graph.references):
-        found = _Walk(graph, number, read)
-        found.follow(reference.descriptor, "index.json", 0)
-        if found.cache:
-            graph.references[number] = Reference(
-                reference.name, reference.digest, reference.media_type, reference.descriptor, cache=True
-            )
+        found.follow(reference.descriptor, number, "index.json", 0)
+    graph.mark_caches(found.caches)
     return graph
 
 
 class _Walk:
-    """What one reference leads to."""
+    """What the references lead to. Each document is read once, however many lead to it."""
 
-    def __init__(self, graph: Graph, number: int, read: Callable[[str, int], bytes | None]) -> None:
-        self._graph, self._number, self._read = graph, number, read
-        self.cache = False
-        self._walked: set[tuple[str, Role]] = set()
+    def __init__(self, graph: Graph, read: Callable[[str, int], bytes | None]) -> None:
+        self._graph, self._read = graph, read
+        #: What names a config of BuildKit's as that.
+        self.caches: set[int | str] = set()
+        self._walked: set[tuple[str, int, str, Role]] = set()
 
     def follow(
         self,
         descriptor: object,
+        source: int | str,
         where: str,
         depth: int,
         role: Role | None = None,
@@ -143,7 +189,10 @@ class _Walk:
         optional: bool = False,
         leaves: bool = False,
     ) -> None:
-        """Follow a descriptor. ``leaves``: it stands in an index that holds layers side by side."""
+        """Follow a descriptor that a reference (its position) or a document (its digest) holds.
+
+        ``leaves``: it stands in an index that holds layers side by side.
+        """
         graph = self._graph
         facts = descriptor if isinstance(descriptor, dict) else {}
         digest, size, media_type = facts.get("digest"), facts.get("size"), facts.get("mediaType")
@@ -159,7 +208,7 @@ class _Walk:
             if role == "layer" and not (leaves or media_type.startswith(_LEAVES)):
                 graph.opaque[media_type] = None
         if media_type == _CACHE_CONFIG:
-            self.cache, role = True, "config"
+            role = "config"
         known = graph.blobs.get(digest)
         if known is None:
             if len(graph.blobs) >= _MOST_BLOBS:
@@ -172,13 +221,19 @@ class _Walk:
             )
         known.elsewhere = known.elsewhere or bool(facts.get("urls"))
         known.optional = known.optional and optional
-        known.references.add(self._number)
+        if isinstance(source, int):
+            known.references.add(source)
+        else:
+            known.documents.add(source)
+        if media_type == _CACHE_CONFIG:
+            self.caches.add(source)
         if role in {"index", "manifest"}:
             if known.role not in {"index", "manifest"}:
                 known.role = role  # it was named before as something that leads nowhere
-            if (digest, role) in self._walked:
+            # What is wrong with it may depend on how it is named.
+            if (named := (digest, size, media_type, role)) in self._walked:
                 return  # also what leads back to itself, which no digest can
-            self._walked.add((digest, role))
+            self._walked.add(named)
             self._document(digest, size, media_type, role, depth)
 
     def _document(self, digest: str, size: int, media_type: str, role: Role, depth: int) -> None:
@@ -204,13 +259,13 @@ class _Walk:
             rows = _rows(graph, digest, about, document.get("manifests"))
             leaves = any(isinstance(row, dict) and row.get("mediaType") == _CACHE_CONFIG for row in rows)
             for row in rows:
-                self.follow(row, about, depth + 1, leaves=leaves)
+                self.follow(row, digest, about, depth + 1, leaves=leaves)
             return
-        self.follow(document.get("config"), about, depth + 1, "config")
+        self.follow(document.get("config"), digest, about, depth + 1, "config")
         for row in _rows(graph, digest, about, document.get("layers")):
-            self.follow(row, about, depth + 1, "layer")
+            self.follow(row, digest, about, depth + 1, "layer")
         if isinstance(document.get("subject"), dict):
-            self.follow(document["subject"], about, depth + 1, optional=True)
+            self.follow(document["subject"], digest, about, depth + 1, optional=True)
 
 
 def _rows(graph: Graph, digest: str, about: str, value: object) -> list[Any]:

@@ -15,14 +15,15 @@ from typing import Self
 from cachekit.errors import NothingMatched, SourceUnreadable
 from cachekit.model import LOCKS_NAME
 from cachekit.oci.graph import DOCUMENT_BYTES
-from cachekit.system.files import open_directory
+from cachekit.system.files import open_directory, opened
 from cachekit.system.locks import try_lock, unlock
 
-__all__ = ["ASIDE", "WHICH", "BlobFile", "Ingest", "Layout"]
+__all__ = ["ASIDE", "WHICH", "BlobFile", "Ingest", "Layout", "is_digest", "read_document"]
 
 #: Where a collection keeps what it is about to remove; found only while one runs, or after it was killed.
 ASIDE = ".cachekit-gc"
 _INDEX, _LOCK, _VERSION = "index.json", "index.json.lock", "oci-layout"
+_PARTS = {_INDEX, _LOCK, _VERSION, "blobs", "ingest"}
 _NAMES = {"sha256": re.compile(r"[0-9a-f]{64}"), "sha512": re.compile(r"[0-9a-f]{128}")}
 #: What to name.
 WHICH = "name the directory of type=local,dest=..."
@@ -75,9 +76,11 @@ class Layout:
     def looks_like_one(self) -> bool:
         """Return True if something of a layout is here, or nothing at all yet."""
         names = set(os.listdir(self.fd))
-        return bool(names & {_INDEX, _LOCK, _VERSION, "blobs", "ingest"}) or names <= {
-            os.fsdecode(LOCKS_NAME)
-        }
+        return bool(names & _PARTS) or names <= {os.fsdecode(LOCKS_NAME)}
+
+    def links(self) -> list[str]:
+        """Return which of the parts are links."""
+        return [name for name, info in self._entries(".") if name in _PARTS and stat.S_ISLNK(info.st_mode)]
 
     def read_index(self) -> bytes | None:
         """Return index.json, read while BuildKit does not write it; None if there is none. Raises SourceUnreadable."""
@@ -155,12 +158,11 @@ class Layout:
         found: dict[str, BlobFile] = {}
         odd: list[str] = []
         for algorithm in sorted(self._names("blobs")):
-            pattern = _NAMES.get(algorithm)
-            if pattern is None:
+            if algorithm not in _NAMES:
                 odd.append(f"blobs/{algorithm}")
                 continue
             for name, info in self._entries(f"blobs/{algorithm}"):
-                if not pattern.fullmatch(name) or not stat.S_ISREG(info.st_mode):
+                if not is_digest(algorithm, name) or not stat.S_ISREG(info.st_mode):
                     odd.append(f"blobs/{algorithm}/{name}")
                     continue
                 digest = f"{algorithm}:{name}"
@@ -188,13 +190,15 @@ class Layout:
 
     def open_blob(self, digest: str) -> int:
         """Return a descriptor of a blob. Raises OSError; SourceUnreadable where it is not allowed."""
-        path = f"blobs/{digest.replace(':', '/')}"
+        algorithm, _, name = digest.partition(":")
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.fd)
+            with self.inside("blobs", algorithm) as fd:
+                return os.open(name, flags, dir_fd=fd)
         except PermissionError as error:  # no damage: for somebody else it may be well
             raise SourceUnreadable(
                 f"cannot read a blob: {error.strerror}",
-                path=os.path.join(self.path, path),
+                path=os.path.join(self.path, "blobs", algorithm, name),
                 hint="fix its permissions",
             ) from None
 
@@ -204,12 +208,16 @@ class Layout:
             fd = self.open_blob(digest)
         except OSError:
             return None
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            return None
-        with open(fd, "rb") as file:
-            data = file.read(min(size, DOCUMENT_BYTES) + 1)
-        return data if len(data) == size else None
+        return read_document(fd, size)
+
+    @contextlib.contextmanager
+    def inside(self, *names: str) -> Iterator[int]:
+        """Open a directory below the layout for the time of a block. Raises OSError, also for a link on the way."""
+        with contextlib.ExitStack() as stack:
+            fd = self.fd
+            for name in names:
+                fd = stack.enter_context(opened(os.fsencode(name), dir_fd=fd))
+            yield fd
 
     def _names(self, below: str) -> list[str]:
         return [name for name, info in self._entries(below) if stat.S_ISDIR(info.st_mode)]
@@ -239,6 +247,22 @@ class Layout:
         finally:
             os.close(fd)
         return found
+
+
+def is_digest(algorithm: str, name: str) -> bool:
+    """Return True if a blob can be called that."""
+    pattern = _NAMES.get(algorithm)
+    return pattern is not None and pattern.fullmatch(name) is not None
+
+
+def read_document(fd: int, size: int) -> bytes | None:
+    """Return what a file holds, and close it; None if it is no file, or has another size."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        return None
+    with open(fd, "rb") as file:
+        data = file.read(min(size, DOCUMENT_BYTES) + 1)
+    return data if len(data) == size else None
 
 
 def _linked(name: str, path: str) -> SourceUnreadable:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cachekit.oci.graph import Graph, Reference
+from cachekit.oci.graph import Graph
 from cachekit.oci.layout import BlobFile, Ingest
 
 __all__ = ["WRITING_NS", "CollectPlan", "Line", "plan_collection"]
@@ -55,18 +55,28 @@ def plan_collection(
     stays: a build may be about to name it.
     """
     plan = CollectPlan()
-    alive = list(range(len(graph.references)))
-    if keep_tags is not None:
-        while len(alive) > max(1, keep_tags):
-            _drop(plan, graph, files, alive, f"older than the last {keep_tags}")
-    if max_size is not None:
-        while len(alive) > 1 and _size(graph, files, alive) > max_size:
-            _drop(plan, graph, files, alive, "the layout is larger than asked for")
-    plan.remaining = _size(graph, files, alive)
+    last = graph.last_needed_by()
+    # What goes with a reference: all before it have gone by then.
+    alone = [0] * len(graph.references)
+    for digest, number in last.items():
+        if digest in files:
+            alone[number] += files[digest].size
+    plan.remaining = sum(alone)
+    for number, reference in enumerate(graph.references[:-1]):
+        left = len(alone) - number
+        if keep_tags is not None and left > keep_tags:
+            reason = f"older than the last {keep_tags}"
+        elif max_size is not None and plan.remaining > max_size:
+            reason = "the layout is larger than asked for"
+        else:
+            break
+        plan.dropped.append(number)
+        plan.references.append(Line("reference", reference.name, alone[number], reason))
+        plan.remaining -= alone[number]
     plan.short_by = max(0, plan.remaining - max_size) if max_size is not None else 0
-    needed = _needed(graph, alive)
+    first = len(plan.dropped)
     for digest, file in sorted(files.items()):
-        if digest in needed:
+        if last.get(digest, -1) >= first:
             continue
         why = "only dropped references lead to it" if digest in graph.blobs else "nothing leads to it"
         line = Line("blob", digest, file.size, why)
@@ -82,27 +92,3 @@ def plan_collection(
         else:
             plan.removed.append(Line("ingest", ingest.name, ingest.size, "its writer has given up"))
     return plan
-
-
-def _drop(
-    plan: CollectPlan, graph: Graph, files: Mapping[str, BlobFile], alive: list[int], reason: str
-) -> None:
-    number = alive.pop(0)
-    reference: Reference = graph.references[number]
-    needed = _needed(graph, alive)
-    alone = sum(
-        files[blob.digest].size
-        for blob in graph.blobs.values()
-        if number in blob.references and blob.digest not in needed and blob.digest in files
-    )
-    plan.dropped.append(number)
-    plan.references.append(Line("reference", reference.name, alone, reason))
-
-
-def _needed(graph: Graph, alive: Iterable[int]) -> set[str]:
-    wanted = set(alive)
-    return {blob.digest for blob in graph.blobs.values() if wanted & blob.references}
-
-
-def _size(graph: Graph, files: Mapping[str, BlobFile], alive: Iterable[int]) -> int:
-    return sum(files[digest].size for digest in _needed(graph, alive) if digest in files)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import local
 
+from cachekit.errors import NothingMatched
 from cachekit.oci.graph import Blob, Graph, walk
 from cachekit.oci.layout import BlobFile, Layout
 
@@ -24,6 +25,8 @@ _PIECE = 1 << 20
 #: A build that writes beside us may be caught between two of its steps: then look again.
 _LOOKS = 3
 _PAUSE = 0.3
+#: So many references are told as text for each fault; one layer may be needed by thousands.
+_MOST_NAMES = 20
 
 #: What BuildKit does about it (measured with 0.13 and 0.25).
 _CONSEQUENCE = {
@@ -46,7 +49,10 @@ class BlobFault:
     def __str__(self) -> str:
         short = self.digest[:19]
         about = f"{short} " if short and short not in self.problem else ""
-        needed = f" (needed by {', '.join(self.names)}: {self.consequence})" if self.names else ""
+        names = ", ".join(self.names[:_MOST_NAMES])
+        if (more := len(self.names) - _MOST_NAMES) > 0:
+            names += f" and {more} more"
+        needed = f" (needed by {names}: {self.consequence})" if names else ""
         return f"{about}{self.problem}{needed}"
 
 
@@ -79,15 +85,29 @@ def verify_layout(
 ) -> LayoutReport:
     """Verify the layout at ``path``; with ``quick`` existence and sizes only. Raises NothingMatched, SourceUnreadable.
 
-    A blob is hashed by one thread, blobs by several, the largest first. ``within``: see ``Layout``.
+    A blob is hashed by one thread, blobs by several, the largest first. ``within``: see ``Layout``; what lies there
+    came out of an entry, so what nobody could put right is a fault, and no error of who named the directory.
     """
     begin = time.perf_counter()
     known: dict[str, BlobFile] = {}
-    with Layout(path, within) as layout:
-        for look in range(_LOOKS):
+    try:
+        opened = Layout(path, within)
+    except NothingMatched as error:
+        if within is None:
+            raise
+        return LayoutReport(path, ok=False, faults=[BlobFault("", error.message)], recognised=False)
+    with opened as layout:
+        if within is not None and (links := layout.links()):
+            told = [
+                BlobFault("", f"{name} is a link, and links in a layout are not followed") for name in links
+            ]
+            return LayoutReport(path, ok=False, faults=told)
+        for look in range(1, _LOOKS + 1):
             report, index = _look(layout, known, threads=threads, quick=quick, progress=progress)
-            # Damage stays; what a build is about to put right does not.
-            if report.ok or (look and layout.read_index() == index):
+            # Damage stays; what a build is about to put right does not. Nobody else writes to what is in staging.
+            if report.ok or within is not None or look == _LOOKS:
+                break
+            if look > 1 and layout.read_index() == index:
                 break
             time.sleep(_PAUSE)
     report.seconds = time.perf_counter() - begin

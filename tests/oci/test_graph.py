@@ -193,6 +193,73 @@ def test_each_document_is_read_once_for_a_reference(documents: Documents) -> Non
     assert len(documents.read) == 8
 
 
+def test_each_document_is_read_once_for_all_references(documents: Documents) -> None:
+    """However many references, or indexes between, lead to one document: it is read once, and told once."""
+    image = documents.put({**IMAGE, "mediaType": INDEX})
+    rows = [image | {"annotations": {REF_NAME: f"direct {number}"}} for number in range(50)]
+    for number in range(50):
+        index = documents.put({"manifests": [image], "annotations": {"number": str(number)}}, INDEX)
+        rows.append(index | {"annotations": {REF_NAME: f"index {number}"}})
+    graph = documents.walk(*rows)
+    assert len(documents.read) == len(set(documents.read)) == 51
+    assert len(graph.faults) == 1
+    names = [row["annotations"][REF_NAME] for row in rows]
+    assert graph.needed_by(blob("one")["digest"]) == graph.needed_by(image["digest"]) == names
+    assert graph.needed_by(rows[70]["digest"]) == ["index 20"]
+
+
+def test_a_document_is_judged_under_each_of_its_names(documents: Documents) -> None:
+    """A document that was right by one name is told if another reference calls it something else."""
+    image = documents.put({**IMAGE, "mediaType": MANIFEST})
+    docker = "application/vnd.docker.distribution.manifest.v2+json"
+    for wrong, says in (
+        (image | {"mediaType": docker}, "is named as"),
+        (image | {"mediaType": INDEX}, "is named as"),
+        (image | {"size": image["size"] + 1}, "another size"),
+    ):
+        for rows in ([image, wrong], [wrong, image]):
+            assert says in "".join(text for _, text in documents.walk(*rows).faults)
+
+
+def test_who_needs_a_blob(documents: Documents) -> None:
+    """Each reference that leads to a blob needs it, in their order; the last of them is known for every blob."""
+    first = documents.put({**IMAGE, "layers": [blob("one"), blob("shared")]})
+    second = documents.put({**IMAGE, "layers": [blob("two"), blob("shared")]})
+    rows = [first, documents.put({"manifests": [second, second]}, INDEX), first, blob("two")]
+    for number, row in enumerate(rows):
+        rows[number] = row | {"annotations": {REF_NAME: str(number)}}
+    graph = documents.walk(*rows)
+    needs = {
+        first["digest"]: "02",
+        second["digest"]: "1",
+        rows[1]["digest"]: "1",
+        blob("config", CONFIG)["digest"]: "012",
+        blob("one")["digest"]: "02",
+        blob("two")["digest"]: "13",
+        blob("shared")["digest"]: "012",
+    }
+    assert {digest: "".join(graph.needed_by(digest)) for digest in graph.blobs} == needs
+    assert graph.last_needed_by() == {digest: int(names[-1]) for digest, names in needs.items()}
+
+
+def test_documents_that_lead_to_each_other(documents: Documents) -> None:
+    """No digest can, but who only looks at sizes does not know: both walks come to an end."""
+    one, two = blob("one index", INDEX, 7), blob("two index", INDEX, 7)
+    documents.data[one["digest"]] = json.dumps({"manifests": [two]}).encode()
+    documents.data[two["digest"]] = json.dumps({"manifests": [one, blob("x")]}).encode()
+    graph = documents.walk(one | {"annotations": {REF_NAME: "a"}}, two | {"annotations": {REF_NAME: "b"}})
+    assert graph.needed_by(blob("x")["digest"]) == graph.needed_by(one["digest"]) == ["a", "b"]
+    assert set(graph.last_needed_by().values()) == {1}
+
+
+def test_which_references_are_caches(documents: Documents) -> None:
+    """A reference that leads to BuildKit's config is a cache, also if it is the config, or an index lies between."""
+    config = blob("cache config", CACHE_CONFIG)
+    cache = documents.put({"config": config, "layers": []})
+    rows = [cache, documents.put(IMAGE), documents.put({"manifests": [cache]}, INDEX), config]
+    assert [reference.cache for reference in documents.walk(*rows).references] == [True, False, True, True]
+
+
 def test_a_blob_that_need_not_be_here(documents: Documents) -> None:
     """What a manifest is about is optional until something needs it; one descriptor with urls is enough of them."""
     subject = documents.put(IMAGE)

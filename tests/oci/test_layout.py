@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cachekit.errors import SourceUnreadable
+from cachekit.errors import NothingMatched, SourceUnreadable
 from cachekit.oci import layout as layouts
 from cachekit.oci.layout import ASIDE, Layout
+from cachekit.system.locks import try_lock
+from tests.support.capabilities import requires
+from tests.support.cli import Cli
 from tests.support.layouts import MadeLayout, content
 
 HEX = "0123456789abcdef" * 4
@@ -159,3 +164,156 @@ def test_what_looks_like_a_layout(tmp_path: Path) -> None:
             (tmp_path / name).touch()
             assert layout.looks_like_one()
             (tmp_path / name).unlink()
+
+
+def descriptors() -> int:
+    """Return how many descriptors this process has."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_no_descriptor_is_left(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is in the place of something, each look at it gives its descriptors back."""
+    monkeypatch.setattr(layouts, "_LOCK_SECONDS", 0.05)
+    one = made.blob(b"{}")
+    other = made.blob(b"[]")
+    made.file(other).unlink()
+    os.mkfifo(made.file(other))
+    before = descriptors()
+    with Layout(str(made.path)) as layout, open(made.path / "index.json.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with layout.locked() as held:
+            assert not held
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        with layout.locked():
+            pass
+        layout.blobs()
+        layout.ingests()
+        assert layout.document(one["digest"], 2) == b"{}"
+        assert layout.document(other["digest"], 2) is None
+        assert layout.read_index()
+        (made.path / "index.json").unlink()
+        os.mkfifo(made.path / "index.json")
+        assert layout.read_index() is None
+    assert descriptors() == before
+
+
+def test_documents_have_an_end(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is read of index.json, or of a blob that is said to be a document, than a document may have."""
+    one = made.blob(bytes(1000))
+    monkeypatch.setattr(layouts, "DOCUMENT_BYTES", 50)
+    with Layout(str(made.path)) as layout:
+        index = layout.read_index()
+        assert index is not None
+        assert len(index) == 50
+        assert layout.document(one["digest"], 1000) is None
+        assert layout.document(one["digest"], 1 << 61) is None
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_lock_that_is_no_longer_the_lock(
+    made: MadeLayout, monkeypatch: pytest.MonkeyPatch, *, anew: bool
+) -> None:
+    """Who held it removes it: a lock that was taken after that, when others make it anew, excludes nobody."""
+    path = made.path / "index.json.lock"
+    path.touch()
+    takes: list[int] = []
+    take = try_lock
+
+    def taken(fd: int, *, shared: bool = False) -> bool:
+        takes.append(fd)
+        if len(takes) == 1:
+            path.unlink()
+            if anew:
+                (made.path / "new").touch()
+                (made.path / "new").rename(path)
+        return take(fd, shared=shared)
+
+    monkeypatch.setattr(layouts, "try_lock", taken)
+    with Layout(str(made.path)) as layout, layout.locked() as held:
+        assert held
+        assert len(takes) == 2
+        with open(path) as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_lock_that_others_remove(made: MadeLayout) -> None:
+    """BuildKit removes the lock when it is done, also while it is held here."""
+    with Layout(str(made.path)) as layout:
+        with layout.locked() as held:
+            (made.path / "index.json.lock").unlink()
+        assert held
+        with layout.locked() as held:
+            pass
+        assert held
+
+
+def test_the_lock_is_shared_by_readers_only(made: MadeLayout) -> None:
+    """Who reads keeps another reader out no more than BuildKit's; who writes has it alone."""
+    path = made.path / "index.json.lock"
+    path.touch()
+    with Layout(str(made.path)) as layout, open(path) as other:
+        with layout.locked(shared=True):
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(other, fcntl.LOCK_UN)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with layout.locked(), pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def test_a_name_that_cannot_be(tmp_path: Path) -> None:
+    """A directory that cannot be opened is told with the reason, and one that is a file as no directory."""
+    with pytest.raises(SourceUnreadable, match="cannot open the directory: File name too long"):
+        Layout(str(tmp_path / ("x" * 300)))
+    (tmp_path / "file").touch()
+    with pytest.raises(NothingMatched, match="this is no directory"):
+        Layout(str(tmp_path / "file"))
+
+
+def test_a_layout_behind_a_link(made: MadeLayout, tmp_path: Path) -> None:
+    """Who names a layout may name a link to it; below a directory that was opened none is followed."""
+    (tmp_path / "link").symlink_to(made.path)
+    with Layout(str(tmp_path / "link")) as layout:
+        assert layout.read_index()
+        fd = os.open(tmp_path, os.O_RDONLY)
+        try:
+            with pytest.raises(NothingMatched):
+                Layout("link", fd)
+            with Layout("layout", fd) as within:
+                assert within.read_index() == layout.read_index()
+        finally:
+            os.close(fd)
+
+
+def test_what_goes_while_it_is_listed(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blob or ingest that is gone before it is looked at is not there, and no error."""
+    gone = made.blob(content(2))
+    whole = made.digests() - {gone["digest"]}
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def scanned(fd: int) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(fd) as entries:
+            found = list(entries)
+        made.file(gone).unlink(missing_ok=True)
+        yield found
+
+    with Layout(str(made.path)) as layout, monkeypatch.context() as patch:
+        patch.setattr("cachekit.oci.layout.os.scandir", scanned)
+        assert set(layout.blobs()[0]) == whole
+
+
+@requires("root")
+@pytest.mark.parametrize("name", ["index.json", "oci-layout", "blobs", "blobs/sha256", "ingest"])
+def test_what_may_not_be_looked_at(nobody_cli: Cli, name: str) -> None:
+    """A part of the layout that belongs to somebody else is no damage and not taken for empty: it is told so (8)."""
+    layout = MadeLayout(nobody_cli.cwd / "cache")
+    layout.image("app", [content(1)])
+    (layout.path / name).chmod(0)
+    for command in (["verify"], ["gc", "--dry-run"]):
+        if name == "oci-layout" and command[0] == "gc":
+            continue  # it does not read it
+        done = nobody_cli("oci", *command, "cache").expect(8)
+        assert "Permission denied" in done.stderr
+        assert "fix its permissions" in done.stderr

@@ -180,7 +180,7 @@ def test_a_build_that_ends_meanwhile(made: MadeLayout, monkeypatch: pytest.Monke
 
 
 def test_a_build_that_does_not_end(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where index.json changes while it is looked at, it is looked at again, but not for ever."""
+    """Where index.json changes while it is looked at, it is looked at again: not for ever, nor with a last pause."""
     late = {**made.references[0], "digest": "sha256:" + "0" * 64}
     made.name("new", late)
     looks: list[int] = []
@@ -191,9 +191,11 @@ def test_a_build_that_does_not_end(made: MadeLayout, monkeypatch: pytest.MonkeyP
         return walk(*args)
 
     monkeypatch.setattr("cachekit.oci.verify.walk", writing)
-    monkeypatch.setattr("cachekit.oci.verify.time.sleep", lambda _: None)
+    pauses: list[float] = []
+    monkeypatch.setattr("cachekit.oci.verify.time.sleep", pauses.append)
     assert not verify_layout(str(made.path)).ok
     assert 2 < len(looks) < 20
+    assert len(pauses) == len(looks) - 1
 
 
 def test_damage_is_looked_at_twice(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +209,24 @@ def test_damage_is_looked_at_twice(made: MadeLayout, monkeypatch: pytest.MonkeyP
     assert len(pauses) == 1
 
 
+def test_staging_is_looked_at_once(made: MadeLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody else writes there is no pause: whole or damaged, a layout in staging is looked at once."""
+    pauses: list[float] = []
+    monkeypatch.setattr("cachekit.oci.verify.time.sleep", pauses.append)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert verify_layout(made.path.name, within=fd).ok
+        flip(min(made.path.glob("blobs/sha256/*")))
+        assert not verify_layout(made.path.name, within=fd).ok
+        assert pauses == []
+        (tmp_path / "link").symlink_to(made.path)
+        report = verify_layout("link", within=fd)
+        assert (report.ok, report.recognised) == (False, False)
+        assert "no directory" in faults(report)
+    finally:
+        os.close(fd)
+
+
 def test_how_a_fault_reads() -> None:
     """It begins with the blob unless the problem names it, and ends with who needs it, if anybody does."""
     digest = "sha256:" + "a" * 64
@@ -216,6 +236,8 @@ def test_how_a_fault_reads() -> None:
     )
     assert str(BlobFault(digest, f"the index {short} is cut")) == f"the index {short} is cut"
     assert str(BlobFault("", "there is none")) == "there is none"
+    many = BlobFault(digest, "is missing", [str(number) for number in range(1000)], "it fails")
+    assert str(many).endswith(", 18, 19 and 980 more: it fails)")
 
 
 def test_what_need_not_be_here(tmp_path: Path) -> None:
@@ -294,8 +316,8 @@ def test_hostile_documents(index: Any, document: Any) -> None:
     graph = walk(json.dumps(index).encode(), lambda digest, size: json.dumps(document).encode())
     if not (isinstance(index, dict) and isinstance(index.get("manifests"), list)):
         assert graph.faults
-    for blob in graph.blobs.values():
-        assert blob.references
+    for digest in graph.blobs:
+        assert graph.needed_by(digest)
 
 
 def test_a_document_that_leads_to_itself(tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""Caches of kind oci, without an engine: what is saved and restored is a whole layout, or nothing is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from tests.support.cli import Cli
+from tests.support.layouts import MadeLayout, content
+
+
+def test_a_whole_layout_and_a_damaged_one(cli: Cli) -> None:
+    """A whole layout is saved and restored; one with a bad layer is neither, and what is there stays as it is."""
+    layout = MadeLayout(cli.cwd / "cache")
+    image = layout.image("app", [content(1)])
+    cli("save", "--kind=oci", "--key=whole", "cache").expect(0)
+    file = layout.file(layout.blob(content(1)))
+    file.write_bytes(bytes(1000))
+    assert "was not saved" in cli("save", "--kind=oci", "--key=bad", "cache").expect(4).stderr
+    cli("save", "--key=bad", "cache").expect(0)
+    shutil.rmtree(layout.path)
+    report = cli("restore", "--kind=oci", "--key=bad", "--json", "cache").expect(0).json()
+    assert report["status"] == "refused"
+    assert report["tried"][0]["verdict"] == "wrong-content"
+    assert not layout.path.exists()
+    assert (
+        cli("restore", "--kind=oci", "--key=whole", "--json", "cache").expect(0).json()["status"] == "exact"
+    )
+    assert layout.file(image).exists()
+    assert file.read_bytes() == content(1)
+
+
+def test_an_entry_that_is_no_layout(cli: Cli) -> None:
+    """An entry with a link in its layout, where none is followed, or with no directory, is refused: the job goes on."""
+    layout = MadeLayout(cli.cwd / "cache")
+    layout.image("app", [content(1)])
+    for name in ("blobs", "blobs/sha256"):
+        os.rename(layout.path / name, layout.path / "real")
+        os.symlink(layout.path / "real", layout.path / name)
+        cli("save", "--key", f"link {name}", "cache").expect(0)
+        os.unlink(layout.path / name)
+        os.rename(layout.path / "real", layout.path / name)
+    shutil.rmtree(layout.path)
+    layout.path.write_text("no directory")
+    cli("save", "--key=link file", "cache").expect(0)
+    layout.path.unlink()
+    for name in ("blobs", "blobs/sha256", "file"):
+        report = cli("restore", "--kind=oci", "--key", f"link {name}", "--json", "cache").expect(0).json()
+        assert report["status"] == "refused"
+        assert not layout.path.exists()
