@@ -11,6 +11,7 @@ from cachekit.model import STAGED
 from cachekit.oci.held import layout_locked
 from cachekit.oci.layout import WHICH
 from cachekit.oci.verify import LayoutReport, verify_layout
+from cachekit.system.files import opened
 from cachekit.system.workers import worker_count
 
 __all__ = ["layouts_held", "require_layouts", "require_restored", "require_staged"]
@@ -53,7 +54,13 @@ def require_staged(fd: int, place: bytes) -> None:
 
 def require_restored(place: bytes) -> None:
     """Raise WrongContent if what was restored in place is no whole layout."""
-    _require(verify_layout(os.fsdecode(place), threads=worker_count()), place)
+    place = os.path.realpath(place)
+    with opened(
+        os.path.dirname(place), follow=True
+    ) as fd:  # what came out of an entry is no error of who named it
+        _require(
+            verify_layout(os.fsdecode(os.path.basename(place)), threads=worker_count(), within=fd), place
+        )
 
 
 def _require(report: LayoutReport, place: bytes) -> None:

@@ -48,3 +48,25 @@ def test_an_entry_that_is_no_layout(cli: Cli) -> None:
         report = cli("restore", "--kind=oci", "--key", f"link {name}", "--json", "cache").expect(0).json()
         assert report["status"] == "refused"
         assert not layout.path.exists()
+
+
+def test_what_is_restored_in_place_is_verified_there(cli: Cli) -> None:
+    """What is no layout after a restore in place, one with a link in it too, is refused; a whole one is a hit again."""
+    layout = MadeLayout(cli.cwd / "cache")
+    image = layout.image("app", [content(1)])
+    cli("save", "--kind=oci", "--key=whole", "cache").expect(0)
+    command = ("restore", "--kind=oci", "--in-place", "--json")
+    for name in ("blobs", "file"):
+        if name == "blobs":
+            os.rename(layout.path / name, layout.path / "real")
+            os.symlink(layout.path / "real", layout.path / name)
+        else:
+            shutil.rmtree(layout.path)
+            layout.path.write_text("no directory")
+        cli("save", "--key", name, "cache").expect(0)
+        report = cli(*command, "--key", name, "cache").expect(0).json()
+        assert (report["status"], report["tried"][0]["verdict"]) == ("refused", "wrong-content")
+        shutil.rmtree(layout.path, ignore_errors=True)
+        layout.path.unlink(missing_ok=True)
+        assert cli(*command, "--key=whole", "cache").expect(0).json()["status"] == "exact"
+        assert layout.file(image).exists()
