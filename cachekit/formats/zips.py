@@ -83,13 +83,10 @@ def _zstd_errors() -> tuple[type[Exception], ...]:
     return (zstd.ZstdError,) if zstd else ()
 
 
-def _checked(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> ZipSummary:
-    members = archive.infolist()
-    end = archive.start_dir
-    if not members and size != _END + len(archive.comment):
-        raise Damaged("the zip file has no members, and something else", rung="structure", found=size)
-    content = encrypted = position = 0
-    for info in sorted(members, key=lambda one: one.header_offset):
+def _side_by_side(members: list[zipfile.ZipInfo], end: int) -> None:
+    """Refuse members that overlap or are cut, before one is opened: newer zipfiles print a warning then."""
+    position = 0
+    for info in members:
         # zipfile moves all offsets by what lies before the archive: a program in front is something that it hides.
         if info.header_offset < position:
             raise Damaged("two members of the zip file overlap", path=info.filename, rung="structure")
@@ -100,6 +97,16 @@ def _checked(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> ZipSummary:
         position = info.header_offset + _LOCAL_HEADER + info.compress_size
         if position > end:
             raise Damaged("a member of the zip file is cut", path=info.filename, rung="structure")
+
+
+def _checked(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> ZipSummary:
+    members = sorted(archive.infolist(), key=lambda one: one.header_offset)
+    end = archive.start_dir
+    if not members and size != _END + len(archive.comment):
+        raise Damaged("the zip file has no members, and something else", rung="structure", found=size)
+    _side_by_side(members, end)
+    content = encrypted = 0
+    for info in members:
         if info.flag_bits & _ENCRYPTED:
             encrypted += 1
             continue
