@@ -24,7 +24,7 @@ from typing import NoReturn
 if sys.version_info < (3, 11):  # noqa: UP036 - the one place where an older Python is met
     version = ".".join(map(str, sys.version_info[:3]))
     print(f"dev.py: cachekit needs Python 3.11 or newer, not {version} ({sys.executable})", file=sys.stderr)
-    for name in ("python3.13", "python3.12", "python3.11"):
+    for name in ("python3.14", "python3.13", "python3.12", "python3.11"):
         if shutil.which(name):
             print(f"Run: {name} {' '.join(map(shlex.quote, sys.argv))}", file=sys.stderr)
             break

@@ -187,15 +187,17 @@ def decode_json(text: bytes) -> Seal:
         json.dumps(data, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except (ValueError, RecursionError):
         _fail("the seal has text that is none")
-    features = data.get("features")
-    if data.get("format") != FORMAT:
+    number, features = _integer(data.get("format"), "format"), data.get("features")
+    if number != FORMAT:
         raise Unsupported(
-            f"the entry has format {data.get('format')!r}, this cachekit reads format {FORMAT}",
+            f"the entry has format {number}, this cachekit reads format {FORMAT}",
             rung="seal",
             expected=FORMAT,
-            found=data.get("format"),
+            found=number,
         )
-    if not isinstance(features, list) or not set(map(str, features)) <= KNOWN_FEATURES:
+    if not isinstance(features, list) or not all(isinstance(feature, str) for feature in features):
+        _fail("the seal's features are not a list of texts")
+    if not KNOWN_FEATURES.issuperset(features):
         raise Unsupported(
             "the entry needs features that this cachekit does not have",
             rung="seal",
@@ -237,7 +239,7 @@ def decode_json(text: bytes) -> Seal:
         allocated_bytes=_integer(data.get("allocated_bytes"), "allocated_bytes"),
         counts=counts,
         skipped=_counts(data.get("skipped"), "skipped"),
-        features=[str(feature) for feature in features],
+        features=features,
         images=decode_images(data["images"]) if "images" in data else None,
         identity=hashlib.sha256(text).hexdigest(),
     )

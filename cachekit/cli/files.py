@@ -8,7 +8,6 @@ import signal
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import NoReturn
 
 import click
@@ -111,7 +110,7 @@ def _each(
             click.echo(_line(report), err=True)
         reports.append(report)
     if as_json:
-        click.echo(to_json([asdict(report) for report in reports]))
+        click.echo(to_json(reports))
         click.get_current_context().find_root().ensure_object(dict)["answered"] = True
     return worst
 

@@ -19,6 +19,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u206
 _ORDER = re.compile(r"##(?=\w*\[)")
 #: Half of a surrogate pair that stands for no byte of a file name either (PEP 383 uses U+DC80 to U+DCFF).
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+#: No report is nested so deep. JSON of others may be, since Python 3.12 by far more than Python's own calls.
+_DEEPEST = 50
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -31,14 +33,14 @@ def _decodable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def printable(value: object) -> str:
+def printable(value: object, deepest: int = _DEEPEST) -> str:
     """Return text that is safe to print: control characters escaped, undecodable bytes as ``\\xNN``.
 
     A leading ``::`` (a GitHub Actions workflow command) loses its meaning, and so do ``##[`` (its older form) and
     ``##vso[`` (Azure), which runners look for anywhere in a line.
     """
     if isinstance(value, (list, tuple, set, frozenset)):
-        return ", ".join(printable(item) for item in value)
+        return ", ".join(printable(item, deepest - 1) for item in value) if deepest else "..."
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else _decodable(str(value))
     text = _ORDER.sub(r"#\\#", _CONTROL.sub(_escape, text))
     if text.lstrip().startswith("::"):
@@ -51,10 +53,13 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, deepest: int = _DEEPEST) -> Any:
     """Return ``value`` as JSON can hold it. A name that is not UTF-8 gets a companion field ``<name>_b64``."""
+    if not deepest:
+        return "..."
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+        facts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return plain(facts, deepest)
     if isinstance(value, dict):
         result: dict[str, Any] = {}
         for key, item in value.items():
@@ -62,10 +67,10 @@ def plain(value: Any) -> Any:
             raw = _undecodable(item)
             if raw is not None:
                 result[f"{name}_b64"] = base64.b64encode(raw).decode("ascii")
-            result[name] = plain(item)
+            result[name] = plain(item, deepest - 1)
         return result
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
+        return [plain(item, deepest - 1) for item in value]
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, str):

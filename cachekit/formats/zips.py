@@ -6,6 +6,7 @@ import errno
 import lzma
 import os
 import struct
+import sys
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from cachekit.errors import Damaged, Unsupported
 __all__ = ["ZipSummary", "check_zip"]
 
 _PIECE = 1 << 20
-#: zipfile hands out all that as much compressed input gives, for bzip2 and LZMA: 4 KiB give some 80 MB at most.
+#: zipfile hands out all that as much compressed input gives, for bzip2, LZMA and zstd: 4 KiB give 128 MiB at most.
 _PIECE_UNBOUNDED = 4 << 10
 #: The end record without its comment.
 _END = 22
@@ -40,7 +41,30 @@ def check_zip(file: BinaryIO) -> ZipSummary:
     try:
         with zipfile.ZipFile(file) as archive:
             return _checked(archive, file, size)
-    except (
+    except _refusals() as error:
+        if isinstance(error, OSError) and error.errno not in {None, errno.EINVAL}:  # EINVAL: a seek before 0
+            raise
+        if isinstance(error, _zstd_errors()) and "too much memory" in str(error):
+            raise _not_here(error) from None
+        # zipfile's words for a file without an end record.
+        lacks = str(error) == "File is not a zip file"
+        why = f"it ends at byte {size}, and lacks its directory" if lacks else str(error)
+        raise Damaged(f"the zip file is damaged: {why}", rung="structure", found=size) from None
+    except (NotImplementedError, RuntimeError) as error:
+        raise _not_here(error) from None
+
+
+def _not_here(error: Exception) -> Unsupported:
+    return Unsupported(
+        f"the zip file cannot be checked here: {error}",
+        rung="structure",
+        hint="check it with the tool that made it",
+    )
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Return all that zipfile and its decoders raise about what they are given."""
+    return (
         zipfile.BadZipFile,
         zlib.error,
         lzma.LZMAError,
@@ -49,28 +73,20 @@ def check_zip(file: BinaryIO) -> ZipSummary:
         OSError,
         ValueError,
         OverflowError,
-    ) as error:
-        if isinstance(error, OSError) and error.errno not in {None, errno.EINVAL}:  # EINVAL: a seek before 0
-            raise
-        # zipfile's words for a file without an end record.
-        lacks = str(error) == "File is not a zip file"
-        why = f"it ends at byte {size}, and lacks its directory" if lacks else str(error)
-        raise Damaged(f"the zip file is damaged: {why}", rung="structure", found=size) from None
-    except (NotImplementedError, RuntimeError) as error:
-        raise Unsupported(
-            f"the zip file cannot be checked here: {error}",
-            rung="structure",
-            hint="check it with the tool that made it",
-        ) from None
+        *_zstd_errors(),
+    )
 
 
-def _checked(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> ZipSummary:
-    members = archive.infolist()
-    end = archive.start_dir
-    if not members and size != _END + len(archive.comment):
-        raise Damaged("the zip file has no members, and something else", rung="structure", found=size)
-    content = encrypted = position = 0
-    for info in sorted(members, key=lambda one: one.header_offset):
+def _zstd_errors() -> tuple[type[Exception], ...]:
+    """Return what zstd raises: zipfile reads such members since Python 3.14, and has the module loaded then."""
+    zstd = sys.modules.get("compression.zstd")
+    return (zstd.ZstdError,) if zstd else ()
+
+
+def _side_by_side(members: list[zipfile.ZipInfo], end: int) -> None:
+    """Refuse members that overlap or are cut, before one is opened: newer zipfiles print a warning then."""
+    position = 0
+    for info in members:
         # zipfile moves all offsets by what lies before the archive: a program in front is something that it hides.
         if info.header_offset < position:
             raise Damaged("two members of the zip file overlap", path=info.filename, rung="structure")
@@ -81,6 +97,16 @@ def _checked(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> ZipSummary:
         position = info.header_offset + _LOCAL_HEADER + info.compress_size
         if position > end:
             raise Damaged("a member of the zip file is cut", path=info.filename, rung="structure")
+
+
+def _checked(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> ZipSummary:
+    members = sorted(archive.infolist(), key=lambda one: one.header_offset)
+    end = archive.start_dir
+    if not members and size != _END + len(archive.comment):
+        raise Damaged("the zip file has no members, and something else", rung="structure", found=size)
+    _side_by_side(members, end)
+    content = encrypted = 0
+    for info in members:
         if info.flag_bits & _ENCRYPTED:
             encrypted += 1
             continue

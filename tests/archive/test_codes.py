@@ -30,6 +30,8 @@ from tests.support.archives import (
 from tests.support.cli import Cli
 
 U32, U64 = 2**32 - 1, 2**64 - 1
+DEEP = json.loads("[" * 600 + "]" * 600)
+"""What the parser takes, and whoever walks through it by calls of its own does not."""
 NAMES = st.binary(max_size=60).map(lambda name: name.replace(b"\0", b""))
 
 
@@ -205,6 +207,9 @@ def test_json_that_exhausts_the_parser_is_refused() -> None:
         {"platform": {"os": "linüx", "arch": "x", "libc": "y"}},
         {"targets": [{"root": [], "path": "x"}]},
         {"counts": {}},
+        {"format": DEEP},
+        {"format": 2.5},
+        {"features": [DEEP]},
     ],
     ids=lambda told: ascii(told)[:30],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import subprocess
 import warnings
@@ -15,7 +16,12 @@ from hypothesis import strategies as st
 from cachekit.errors import Damaged, Unsupported
 from tests.support.foreign import accepted, looked_at, refused
 
-METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+ZSTD = 93
+HAS_ZSTD = importlib.util.find_spec("_zstd") is not None
+"""Python 3.14 has it, unless it was built without."""
+
+OWN_ERRORS = [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, *([ZSTD] if HAS_ZSTD else [])]
+METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, *OWN_ERRORS]
 
 
 def made(method: int = zipfile.ZIP_DEFLATED, comment: bytes = b"", **members: bytes) -> bytes:
@@ -113,7 +119,7 @@ def test_overlapping_members() -> None:
     assert "overlap" in refused(one[:directory] + row + row + bytes(end))
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("method", OWN_ERRORS)
 def test_methods_that_fail_in_their_own_way(method: int) -> None:
     """A member whose stream is nonsense is damage, whatever its library raises."""
     data = bytearray(made(method, a=bytes(range(256)) * 20))
@@ -121,12 +127,31 @@ def test_methods_that_fail_in_their_own_way(method: int) -> None:
     assert looked_at(bytes(data)).problem is not None
 
 
+def as_if(method: int, stored: bytes) -> bytes:
+    """Make a zip file of one member whose compressed bytes are `stored`."""
+    data = bytearray(made(zipfile.ZIP_STORED, a=stored))
+    for at in (8, data.index(b"PK\x01\x02") + 10):
+        data[at : at + 2] = method.to_bytes(2, "little")
+    return bytes(data)
+
+
 def test_a_method_that_python_has_not() -> None:
     """A method of compression that nobody here can read is not supported, and not called damaged."""
-    data = bytearray(made(zipfile.ZIP_STORED, a=b"1"))
-    for at in (8, data.index(b"PK\x01\x02") + 10):
-        data[at : at + 2] = (97).to_bytes(2, "little")
-    assert isinstance(looked_at(bytes(data)).problem, Unsupported)
+    assert isinstance(looked_at(as_if(97, b"1")).problem, Unsupported)
+
+
+def test_zstd() -> None:
+    """A member of zstd is not supported before Python 3.14; with it, nonsense and a cut are damage."""
+    for stored in (b"nonsense", b"\x28\xb5\x2f\xfd\x00\x00\xff\xff\xff"):
+        problem = looked_at(as_if(ZSTD, stored)).problem
+        assert isinstance(problem, Damaged if HAS_ZSTD else Unsupported)
+
+
+def test_zstd_with_a_large_window() -> None:
+    """A window of 2 GiB is a burden and no damage: such a member is not supported, whatever Python has."""
+    one_raw_block = b"\x09\x00\x00x"
+    problem = looked_at(as_if(ZSTD, b"\x28\xb5\x2f\xfd\x00\xa8" + one_raw_block)).problem
+    assert isinstance(problem, Unsupported)
 
 
 @given(st.lists(st.tuples(st.integers(4, len(SMALL) - 1), st.integers(0, 255)), min_size=1, max_size=12))

@@ -174,6 +174,19 @@ def test_a_manifest_that_was_changed(
     cli("check", "images.tar").expect(0)
 
 
+def test_a_manifest_with_more_than_can_be_shown(cli: Cli, archive: Path) -> None:
+    """What somebody else's manifest says of the structure may be nested deep: the command still gives its answer."""
+    cli("seal", "images.tar").expect(0)
+
+    def change(value: dict[str, Any]) -> None:
+        value["file"]["structure"]["more"] = json.loads("[" * 600 + "]" * 600)
+        text = json.dumps(value["file"], sort_keys=True, separators=(",", ":"))
+        value["check"] = hashlib.sha256(text.encode()).hexdigest()
+
+    edited(manifest(archive), change)
+    assert cli("check", "--json", "images.tar").expect(0).json()[0]["verdict"] == "ok"
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
 def test_a_manifest_that_is_none(cli: Cli, archive: Path, data: bytes) -> None:
     """Garbage in the manifest's place is refused."""

@@ -98,6 +98,16 @@ def test_json_has_no_base64_without_need() -> None:
     assert plain({"path": "ü", "other": b"\xff"}) == {"path": "ü", "other": "\\xff", "other_b64": "/w=="}
 
 
+def test_nested_deeper_than_python_calls() -> None:
+    """Others' JSON may be nested as deep as the parser goes: what no report is made of is left out."""
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert printable(deep) == "..."
+    assert json.loads(to_json({"a": "x", "found": deep}))["a"] == "x"
+    assert to_json({"found": {"x": deep}}).count("[") < 100
+
+
 def test_details() -> None:
     """Fields come one a line in a fixed order; what was said already is left out."""
     facts: dict[str, object] = {
