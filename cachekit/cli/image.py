@@ -47,8 +47,9 @@ __all__ = ["image"]
 def image() -> None:
     """Images of Docker or Podman as entries of the store: whole, or refused before the engine gets a byte.
 
-    The engine is asked over its socket: $DOCKER_HOST, else docker's current context, else Docker's usual places, then
-    Podman's ($CONTAINER_HOST, or the usual ones). docs/images.md has the steps for CI.
+    The engine is the one that docker uses: $DOCKER_HOST (unix:// or tcp://, with TLS as $DOCKER_TLS_VERIFY and
+    $DOCKER_CERT_PATH say), else docker's current context, else the usual places; then Podman's ($CONTAINER_HOST, or the
+    usual ones). docs/images.md has the steps for CI.
     Each command has --json.
 
     \b

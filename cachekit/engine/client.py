@@ -1,4 +1,4 @@
-"""The Docker Engine API, as much as cachekit needs, over the engine's unix socket.
+"""The Docker Engine API, as much as cachekit needs.
 
 Every call has a deadline for the whole of it and raises EngineUnavailable (no answer in time, nonsense) or
 EngineRefused (the engine answered with an error). Checked against Docker 20.10, 26.1 and 28.5 (both image stores) and
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cachekit.engine.address import Address
 from cachekit.engine.objects import (
     CacheRecord,
     Container,
@@ -69,15 +70,24 @@ class Engine:
     ``timeout`` in seconds is for each call; it may be changed.
     """
 
-    def __init__(self, path: str, api: tuple[int, int], timeout: float, greeting: object = None) -> None:
-        self.path, self.api, self.timeout, self._greeting = path, api, timeout, greeting
+    def __init__(
+        self, address: Address, api: tuple[int, int], timeout: float, greeting: object = None
+    ) -> None:
+        self.address, self.api, self.timeout, self._greeting = address, api, timeout, greeting
         self._info: Info | None = None
 
     @classmethod
     def connect(
-        cls, timeout: float = 10.0, *, environment: Mapping[str, str] = os.environ, podman: bool = False
+        cls,
+        timeout: float = 10.0,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        podman: bool = False,
+        remote: bool = False,
     ) -> Engine:
-        """Find this machine's engine and agree on a version of the API. Raises EngineUnavailable.
+        """Find the engine and agree on a version of the API. Raises EngineUnavailable.
+
+        It is one of this machine, or with ``remote`` the one that is named, wherever it is.
 
         $DOCKER_HOST, else docker's context, else the system's Docker, else this user's own; with ``podman``, after
         them, where Podman's socket lies. A Docker that is there and does not answer is not passed over for Podman: what
@@ -89,9 +99,9 @@ class Engine:
             if any(problem.outcome == "no-answer" for problem in problems):
                 break
             try:
-                for path in places(environment):
+                for address in places(environment, remote=remote):
                     try:
-                        return cls._greet(path, timeout)
+                        return cls._greet(address, timeout)
                     except EngineUnavailable as error:
                         problems.append(error)
             except EngineUnavailable as error:
@@ -99,15 +109,15 @@ class Engine:
         raise most_telling(problems)
 
     @classmethod
-    def _greet(cls, path: str, timeout: float) -> Engine:
+    def _greet(cls, address: Address, timeout: float) -> Engine:
         from cachekit.engine.transport import exchange  # only here: it costs 20 ms
 
-        said = _value(exchange(path, "GET", "/version", timeout=timeout))
+        said = _value(exchange(address, "GET", "/version", timeout=timeout))
         facts = said if isinstance(said, dict) else {}
         newest, oldest = _version(facts.get("ApiVersion")), _version(facts.get("MinAPIVersion"))
         if newest is None:
-            raise EngineUnavailable("no-answer", f"what answers at {path} does not say its API version")
-        return cls(path, max(min(newest, NEWEST_API), oldest or (0, 0)), timeout, facts)
+            raise EngineUnavailable("no-answer", f"what answers at {address} does not say its API version")
+        return cls(address, max(min(newest, NEWEST_API), oldest or (0, 0)), timeout, facts)
 
     def call(
         self,
@@ -129,7 +139,7 @@ class Engine:
 
         given = {name: _parameter(value) for name, value in (query or {}).items() if value is not None}
         full = self._versioned(target) + (f"?{urlencode(given)}" if given else "")
-        answer = exchange(self.path, method, full, timeout=timeout or self.timeout, body=body, kind=kind)
+        answer = exchange(self.address, method, full, timeout=timeout or self.timeout, body=body, kind=kind)
         if not 200 <= answer.status < 300:
             raise EngineRefused(answer.status, complaint(answer.status, answer.body))
         return answer
@@ -137,7 +147,9 @@ class Engine:
     def info(self) -> Info:
         """Return what the engine says of itself; asked once."""
         if self._info is None:
-            self._info = read_info(_value(self.call("GET", "/info")), self._greeting)
+            info = read_info(_value(self.call("GET", "/info")), self._greeting)
+            # Directories of the same names here are not the engine's.
+            self._info = replace(info, remote=True, roots=()) if self.address.remote else info
         return self._info
 
     def containers(self) -> list[Container]:
@@ -193,13 +205,13 @@ class Engine:
         from cachekit.engine.streams import STALL_SECONDS, Export
 
         query = urlencode([("names", name) for name in names])
-        return Export(self.path, self._versioned(f"/images/get?{query}"), stall or STALL_SECONDS)
+        return Export(self.address, self._versioned(f"/images/get?{query}"), stall or STALL_SECONDS)
 
     def load(self, *, stall: float | None = None) -> Load:
         """Return what takes the tar of some images: what ``docker load`` reads."""
         from cachekit.engine.streams import STALL_SECONDS, Load
 
-        return Load(self.path, self._versioned("/images/load?quiet=1"), stall or STALL_SECONDS)
+        return Load(self.address, self._versioned("/images/load?quiet=1"), stall or STALL_SECONDS)
 
     def _versioned(self, target: str) -> str:
         return f"/v{self.api[0]}.{self.api[1]}{target}"

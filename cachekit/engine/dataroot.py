@@ -51,6 +51,8 @@ class Readable(Protocol):
 
 def store_of(info: Info) -> ContentStore | ClassicStore:
     """Return the engine's store of images on disk. Raises NotFromHere if it cannot be read, or is of another kind."""
+    if info.remote:
+        raise NotFromHere("the engine may be on another machine")
     if info.containerd:
         for root in info.roots:
             for place in (os.path.join(root, "containerd/daemon", _CONTENT), os.path.join(root, _CONTENT)):

@@ -41,7 +41,7 @@ class Info:
 
     ``roots``: the directories that its images may lie in; with a containerd of its own, that is inside the first.
     ``containerd``: images are kept by containerd, as they come from a registry; else unpacked, by the engine itself.
-    ``podman``: it is Podman, which imitates Docker.
+    ``podman``: it is Podman, which imitates Docker. ``remote``: it may be on another machine; then it has no ``roots``.
     """
 
     identity: str
@@ -50,6 +50,7 @@ class Info:
     version: str = ""
     containerd: bool = False
     podman: bool = False
+    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Where an engine's socket may lie: what the environment says, docker's current context, and the usual places.
+"""Where an engine may listen: what the environment says, docker's current context, and the usual places.
 
 Contexts are read as docker's own command reads them. What they are: https://docs.docker.com/engine/manage-resources/contexts
 (resolveContextName in its cli/command/cli.go says which one it is, cli/context/store/metadatastore.go where it lies).
@@ -12,62 +12,64 @@ import stat
 from collections.abc import Mapping
 from hashlib import sha256
 
+from cachekit.engine.address import Address, parse_address
 from cachekit.engine.outcome import EngineUnavailable
 from cachekit.system.files import pread_exactly
 
 __all__ = ["docker_places", "podman_places"]
 
+_DOCKER, _PODMAN = "/var/run/docker.sock", "/run/podman/podman.sock"
 #: A config.json also holds the credentials of registries; one of more than this was not written by docker.
 _LARGEST_FILE = 1 << 20
 
 
-def docker_places(environment: Mapping[str, str]) -> list[str]:
-    """Return the paths at which Docker's socket may lie, the first that answers wins.
+def docker_places(environment: Mapping[str, str], *, remote: bool = False) -> list[Address]:
+    """Return where Docker may listen, the first that answers wins.
 
-    The one of $DOCKER_HOST alone if it is set, whichever engine that is; else the one of docker's current context
-    ($DOCKER_CONTEXT, else config.json's) alone, if that is not the default one; else the system's, then the user's own.
-    Raises EngineUnavailable (no-engine) if what is named is not a unix socket (a remote engine's disk is not this
-    machine's) or is a context that does not exist.
+    $DOCKER_HOST alone if it is set, whichever engine that is; else docker's current context ($DOCKER_CONTEXT, else
+    config.json's) alone, if that is not the default one; else the system's socket, then the user's own.
+    Raises EngineUnavailable (no-engine) if what is named is none, or unless ``remote`` another machine's: its disk is
+    not this one's.
     """
     if host := environment.get("DOCKER_HOST"):
-        return [_local("DOCKER_HOST", host) or "/var/run/docker.sock"]
+        tls = environment.get("DOCKER_TLS_VERIFY") or environment.get("DOCKER_TLS")
+        named = parse_address(
+            "DOCKER_HOST",
+            host,
+            _DOCKER,
+            certificates=(environment.get("DOCKER_CERT_PATH") or _settings(environment)) if tls else None,
+            verify=bool(environment.get("DOCKER_TLS_VERIFY")),
+        )
+        return [_local("DOCKER_HOST", named, remote=remote)]
     if name := _current_context(environment):
-        return [_of_context(environment, name)]
-    paths = ["/var/run/docker.sock"]
+        return [_local(f"docker's context {name!r}", _of_context(environment, name), remote=remote)]
+    places = [Address(_DOCKER)]
     if runtime_directory := environment.get("XDG_RUNTIME_DIR"):
-        paths.append(os.path.join(runtime_directory, "docker.sock"))
-    return paths
+        places.append(Address(os.path.join(runtime_directory, "docker.sock")))
+    return places
 
 
-def podman_places(environment: Mapping[str, str]) -> list[str]:
-    """Return the paths at which Podman's socket may lie, after Docker's.
+def podman_places(environment: Mapping[str, str], *, remote: bool = False) -> list[Address]:
+    """Return where Podman may listen, after Docker.
 
-    None if $DOCKER_HOST or a context says which engine it is; $CONTAINER_HOST alone if it is set; else the user's own,
-    then the system's: podman-system-service(1). Raises EngineUnavailable (no-engine) if $CONTAINER_HOST is not a unix
-    socket.
+    None if $DOCKER_HOST or a context says which engine it is; $CONTAINER_HOST alone if it is set; else the user's own
+    socket, then the system's: podman-system-service(1). Raises as ``docker_places`` does.
     """
     if environment.get("DOCKER_HOST") or _current_context(environment):
         return []
-    system = "/run/podman/podman.sock"
     if host := environment.get("CONTAINER_HOST"):
-        return [_local("CONTAINER_HOST", host) or system]
+        return [_local("CONTAINER_HOST", parse_address("CONTAINER_HOST", host, _PODMAN), remote=remote)]
     if runtime_directory := environment.get("XDG_RUNTIME_DIR"):
-        return [os.path.join(runtime_directory, "podman/podman.sock"), system]
-    return [system]
+        return [Address(os.path.join(runtime_directory, "podman/podman.sock")), Address(_PODMAN)]
+    return [Address(_PODMAN)]
 
 
-def _local(source: str, address: str) -> str:
-    """Return the path of a unix socket out of its address. Raises EngineUnavailable (no-engine) for another one."""
-    scheme, colon, path = address.partition(":")
-    if scheme == "unix" and colon:
-        return path.removeprefix("//")
-    if not path.startswith("//"):  # not the whole of it: it may hold a password
+def _local(source: str, address: Address, *, remote: bool) -> Address:
+    if address.remote and not remote:
         raise EngineUnavailable(
-            "no-engine", f"{source} is no address of an engine: unix:///PATH is asked for"
+            "no-engine", f"{source} is {address}, a remote engine: its disk is not this machine's"
         )
-    raise EngineUnavailable(
-        "no-engine", f"{source} is {scheme}://, a remote engine: its disk is not this machine's"
-    )
+    return address
 
 
 def _current_context(environment: Mapping[str, str]) -> str:
@@ -79,16 +81,25 @@ def _current_context(environment: Mapping[str, str]) -> str:
     return name if isinstance(name, str) and name != "default" else ""
 
 
-def _of_context(environment: Mapping[str, str], name: str) -> str:
-    """Return the socket of a context. Raises EngineUnavailable."""
+def _of_context(environment: Mapping[str, str], name: str) -> Address:
+    """Return where a context's engine listens. Raises EngineUnavailable."""
+    contexts = os.path.join(_settings(environment), "contexts")
     digest = sha256(name.encode(errors="surrogateescape")).hexdigest()
-    said = _read(os.path.join(_settings(environment), "contexts/meta", digest, "meta.json"))
-    for part in ("Endpoints", "docker", "Host"):
+    said = _read(os.path.join(contexts, "meta", digest, "meta.json"))
+    for part in ("Endpoints", "docker"):
         said = said.get(part) if isinstance(said, dict) else None
-    where = f"docker's context {name!r}"
-    if not isinstance(said, str) or not said:
+    facts = said if isinstance(said, dict) else {}
+    where, host = f"docker's context {name!r}", facts.get("Host")
+    if not isinstance(host, str) or not host:
         raise EngineUnavailable("no-engine", f"{where} is not known: docker context ls lists those that are")
-    return _local(where, said)
+    tls = os.path.join(contexts, "tls", digest, "docker")
+    return parse_address(
+        where,
+        host,
+        _DOCKER,
+        certificates=tls if os.path.isdir(tls) else None,
+        verify=not facts.get("SkipTLSVerify"),
+    )
 
 
 def _settings(environment: Mapping[str, str]) -> str:

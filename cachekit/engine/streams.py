@@ -1,4 +1,4 @@
-"""Images out of an engine and into it, as a tar that is streamed over its socket; nothing is kept on disk.
+"""Images out of an engine and into it, as a tar that is streamed over a connection; nothing is kept on disk.
 
 Time limits are for stalls: the whole may take as long as it takes. An engine is silent while it copies an image to its
 temporary directory (the classic image store, before the first byte) and while it unpacks one (after the last).
@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterator
 from typing import Self, cast
 
+from cachekit.engine.address import Address
 from cachekit.engine.outcome import EngineRefused, EngineUnavailable, complaint
 from cachekit.engine.transport import connected
 
@@ -25,14 +26,14 @@ _LONGEST_ANSWER = 16 << 20
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP over a unix socket on which every single wait ends after ``stall`` seconds."""
+    """HTTP on which every single wait ends after ``stall`` seconds."""
 
-    def __init__(self, path: str, stall: float) -> None:
+    def __init__(self, address: Address, stall: float) -> None:
         super().__init__("localhost")
-        self._path, self._stall = path, stall
+        self._address, self._stall = address, stall
 
     def connect(self) -> None:
-        self.sock = connected(self._path, min(self._stall, 10.0))
+        self.sock = connected(self._address, min(self._stall, 10.0))
         self.sock.settimeout(self._stall)
 
 
@@ -43,15 +44,15 @@ class Export:
     its complaint as the last bytes: whoever reads the tar finds no end of it, and ``last_words`` tells what was said.
     """
 
-    def __init__(self, path: str, target: str, stall: float = STALL_SECONDS) -> None:
-        self._connection = _Connection(path, stall)
-        self._path, self._target, self._stall = path, target, stall
+    def __init__(self, address: Address, target: str, stall: float = STALL_SECONDS) -> None:
+        self._connection = _Connection(address, stall)
+        self._address, self._target, self._stall = address, target, stall
         self._tail = b""
 
     def __enter__(self) -> Self:
         """Ask, and wait for the answer to begin. Raises EngineRefused, EngineUnavailable."""
         try:
-            with _Trouble(self._path, self._stall):
+            with _Trouble(self._address, self._stall):
                 self._connection.request("GET", self._target, headers={"Connection": "close"})
                 self._answer = self._connection.getresponse()
                 if (status := self._answer.status) != 200:
@@ -68,7 +69,7 @@ class Export:
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill the buffer's beginning; 0 at the end. Raises EngineUnavailable if the answer breaks off or stalls."""
-        with _Trouble(self._path, self._stall):
+        with _Trouble(self._address, self._stall):
             count = self._answer.readinto(buffer)
             if (
                 not count and len(buffer) and self._answer.length
@@ -98,15 +99,15 @@ class Load:
     end: an engine takes a tar whose end is missing, but not a request whose end is.
     """
 
-    def __init__(self, path: str, target: str, stall: float = STALL_SECONDS) -> None:
-        self._path, self._target, self._stall = path, target, stall
+    def __init__(self, address: Address, target: str, stall: float = STALL_SECONDS) -> None:
+        self._address, self._target, self._stall = address, target, stall
 
     def __enter__(self) -> Self:
         """Connect and announce a tar. Raises EngineUnavailable."""
-        self._socket = connected(self._path, min(self._stall, 10.0))
+        self._socket = connected(self._address, min(self._stall, 10.0))
         self._socket.settimeout(self._stall)
         try:
-            with _Trouble(self._path, self._stall):
+            with _Trouble(self._address, self._stall):
                 self._socket.sendall(
                     f"POST {self._target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
                     "Content-Type: application/x-tar\r\nTransfer-Encoding: chunked\r\n\r\n".encode("ascii")
@@ -146,7 +147,7 @@ class Load:
 
         Raises EngineRefused if it says that something failed, be it by its status or, with success as status, by words.
         """
-        with _Trouble(self._path, self._stall):
+        with _Trouble(self._address, self._stall):
             try:
                 self._socket.sendall(b"0\r\n\r\n")
             except TimeoutError:
@@ -162,7 +163,7 @@ class Load:
 
     def _read(self) -> tuple[int, list[bytes]]:
         answer = http.client.HTTPResponse(cast("socket.socket", _Readable(self._socket)), method="POST")
-        with _Trouble(self._path, self._stall):
+        with _Trouble(self._address, self._stall):
             answer.begin()
             body = answer.read(_LONGEST_ANSWER + 1)
         # A failure may be told in what is not there; http.client takes an early end for the end.
@@ -200,8 +201,8 @@ class _Reader(io.RawIOBase):
 class _Trouble:
     """Turn what http.client and sockets raise into EngineUnavailable."""
 
-    def __init__(self, path: str, stall: float) -> None:
-        self._path, self._stall = path, stall
+    def __init__(self, address: Address, stall: float) -> None:
+        self._address, self._stall = address, stall
 
     def __enter__(self) -> None:
         pass
@@ -215,7 +216,7 @@ class _Trouble:
             raise EngineUnavailable("no-answer", "the engine hung up without an answer") from None
         if isinstance(error, http.client.HTTPException):
             raise EngineUnavailable(
-                "no-answer", f"what answers at {self._path} is no engine ({type(error).__name__})"
+                "no-answer", f"what answers at {self._address} is no engine ({type(error).__name__})"
             ) from None
         if isinstance(error, OSError):
             raise EngineUnavailable(

@@ -1,4 +1,4 @@
-"""HTTP over a unix socket with one deadline for a whole exchange, however slowly the other side trickles."""
+"""HTTP with an engine, with one deadline for a whole exchange, however slowly the other side trickles."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
+from cachekit.engine.address import Address
 from cachekit.engine.outcome import Answer, EngineUnavailable
 
 __all__ = ["connected", "exchange"]
@@ -20,7 +21,7 @@ _LARGEST_ANSWER = 64 << 20
 
 
 def exchange(
-    path: str,
+    address: Address,
     method: str,
     target: str,
     *,
@@ -33,7 +34,7 @@ def exchange(
     ``kind`` is the content type of ``body``. Raises EngineUnavailable.
     """
     deadline = time.monotonic() + timeout
-    connection = _Connection(path, deadline)
+    connection = _Connection(address, deadline)
     headers = {"Connection": "close"} | ({"Content-Type": kind} if kind else {})
     try:
         connection.request(method, target, body=body or None, headers=headers)
@@ -54,7 +55,7 @@ def exchange(
         raise EngineUnavailable("no-answer", "the engine's answer breaks off") from None
     except http.client.HTTPException as error:
         raise EngineUnavailable(
-            "no-answer", f"what answers at {path} is no engine ({type(error).__name__})"
+            "no-answer", f"what answers at {address} is no engine ({type(error).__name__})"
         ) from None
     except OSError as error:
         raise EngineUnavailable(
@@ -65,23 +66,27 @@ def exchange(
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP to a unix socket; whatever it waits for ends at ``deadline``."""
+    """HTTP to an engine; whatever it waits for ends at ``deadline``."""
 
-    def __init__(self, path: str, deadline: float) -> None:
+    def __init__(self, address: Address, deadline: float) -> None:
         super().__init__("localhost")
-        self._path, self._deadline = path, deadline
+        self._address, self._deadline = address, deadline
 
     def connect(self) -> None:
         # http.client needs of a socket what _Socket has: sendall, makefile and close.
         self.sock = cast(
-            "socket.socket", _Socket(connected(self._path, deadline=self._deadline), self._deadline)
+            "socket.socket", _Socket(connected(self._address, deadline=self._deadline), self._deadline)
         )
 
 
-def connected(path: str, timeout: float = 0.0, *, deadline: float | None = None) -> socket.socket:
+def connected(address: Address, timeout: float = 0.0, *, deadline: float | None = None) -> socket.socket:
     """Connect within ``timeout`` seconds or until ``deadline``, or raise EngineUnavailable saying why not."""
     if deadline is None:
         deadline = time.monotonic() + timeout
+    return _to_port(address, deadline) if address.remote else _to_socket(address.path, deadline)
+
+
+def _to_socket(path: str, deadline: float) -> socket.socket:
     raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         while True:
@@ -108,6 +113,54 @@ def connected(path: str, timeout: float = 0.0, *, deadline: float | None = None)
     raise reason
 
 
+def _to_port(address: Address, deadline: float) -> socket.socket:
+    try:
+        raw = socket.create_connection((address.host, address.port), _left(deadline))
+    except socket.gaierror as error:
+        reason = EngineUnavailable(
+            "no-engine", f"no engine: no host of {address} is known ({error.strerror})"
+        )
+    except ConnectionRefusedError:
+        reason = EngineUnavailable("no-engine", f"no engine: nobody listens on {address}")
+    except TimeoutError:
+        reason = EngineUnavailable("no-answer", f"no connection to {address} in time")
+    except (OSError, ValueError) as error:
+        reason = EngineUnavailable("no-engine", f"no engine at {address}: {error}")
+    else:
+        return raw if address.certificates is None else _secured(raw, address, deadline)
+    raise reason
+
+
+def _secured(raw: socket.socket, address: Address, deadline: float) -> socket.socket:
+    """Return the connection with TLS around it, as docker's command makes it. Raises EngineUnavailable."""
+    import ssl  # only here: it costs 15 ms
+
+    place = cast("str", address.certificates)
+    try:
+        context = ssl.create_default_context(cafile=os.path.join(place, "ca.pem"))
+        # What docker's own images make for themselves lacks extensions that the newest Pythons ask for.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if not address.verify:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if os.path.exists(os.path.join(place, "cert.pem")):
+            context.load_cert_chain(os.path.join(place, "cert.pem"), os.path.join(place, "key.pem"))
+        raw.settimeout(_left(deadline))
+        return context.wrap_socket(raw, server_hostname=address.host)
+    except TimeoutError:
+        reason = EngineUnavailable("no-answer", f"no connection to {address} in time")
+    except ssl.SSLCertVerificationError as error:
+        reason = EngineUnavailable(
+            "no-answer", f"{address} is not who it should be: {error.verify_message} (ca.pem in {place})"
+        )
+    except ssl.SSLError as error:
+        reason = EngineUnavailable("no-answer", f"no TLS with {address}: {error.reason or error}")
+    except OSError as error:
+        why = error.strerror or str(error)
+        reason = EngineUnavailable("no-engine", f"no certificates for {address} in {place}: {why}")
+    raw.close()
+    raise reason
+
+
 def _is_socket(path: str) -> bool:
     try:
         return stat.S_ISSOCK(os.stat(path).st_mode)
@@ -128,23 +181,27 @@ class _Socket:
 
     def __init__(self, raw: socket.socket, deadline: float) -> None:
         self._raw, self._deadline = raw, deadline
+        self._users = 1  # closed when the last of them is done: TLS has no second descriptor to give away
 
     def sendall(self, data: bytes) -> None:
         self._raw.settimeout(_left(self._deadline))  # Python holds all of one sendall to it
         self._raw.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self._raw, self._deadline), 1 << 16)
+        self._users += 1
+        return io.BufferedReader(_Reader(self._raw, self._deadline, self.close), 1 << 16)
 
     def close(self) -> None:
-        self._raw.close()
+        self._users -= 1
+        if not self._users:
+            self._raw.close()
 
 
 class _Reader(io.RawIOBase):
-    """What comes over the socket. It holds a reference, so it may be read after the connection let go of it."""
+    """What comes over the socket. It may be read after the connection let go of that."""
 
-    def __init__(self, raw: socket.socket, deadline: float) -> None:
-        self._raw, self._deadline = raw.dup(), deadline
+    def __init__(self, raw: socket.socket, deadline: float, release: Callable[[], None]) -> None:
+        self._raw, self._deadline, self._release = raw, deadline, release
 
     def readable(self) -> bool:
         return True
@@ -154,5 +211,6 @@ class _Reader(io.RawIOBase):
         return self._raw.recv_into(buffer)
 
     def close(self) -> None:
-        self._raw.close()
+        if not self.closed:
+            self._release()
         super().close()

@@ -13,9 +13,9 @@ __all__ = ["connected", "engine_errors"]
 
 
 def connected() -> Engine:
-    """Return this machine's engine, Docker's or Podman's. Raises NoEngine saying why none can be spoken to."""
+    """Return the engine that is named, else this machine's. Raises NoEngine saying why none can be spoken to."""
     try:
-        return Engine.connect(60.0, podman=True)
+        return Engine.connect(60.0, podman=True, remote=True)
     except EngineUnavailable as error:
         hint = {
             "no-permission": "add the user to the socket's group (docker), run as root, "

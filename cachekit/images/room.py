@@ -29,8 +29,11 @@ class Need:
 def room_to_save(info: Info, size: int) -> list[Need]:
     """Return what an engine needs to send images of ``size`` bytes: Docker's classic store and Podman make a copy.
 
-    Podman 4.3 puts the archive together in one file, beside the layer that it is at.
+    Podman 4.3 puts the archive together in one file, beside the layer that it is at. What a remote engine has on its
+    disk cannot be asked for.
     """
+    if info.remote:
+        return []
     if info.podman:
         return [Need(_PODMAN_COPIES, 2 * size, "Podman's copies while it saves")]
     if info.containerd or not info.roots:
@@ -43,6 +46,8 @@ def room_to_load(info: Info, tar_bytes: int) -> list[Need]:
 
     Layers that are compressed in the archive take more when they are unpacked; how much nobody says beforehand.
     """
+    if info.remote:
+        return []
     root = info.roots[:1]
     if info.podman:  # 4.3 keeps the archive, and unpacks that beside it
         copies = Need(_PODMAN_COPIES, 2 * tar_bytes, "Podman's copies while it loads")

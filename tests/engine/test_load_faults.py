@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from cachekit.engine import streams
+from cachekit.engine.address import Address
 from cachekit.engine.outcome import EngineRefused, EngineUnavailable
 from cachekit.engine.streams import Export, Load
 
-PLACE = "/run/there.sock"
+PLACE = Address("/run/there.sock")
 LOADED = {"stream": "Loaded image: a:1\n"}
 FULL = {"error": "it is full"}
 

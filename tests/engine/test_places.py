@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from cachekit.clean.docker.rules import DockerSurroundings, survey
 from cachekit.engine import client
+from cachekit.engine.address import Address
 from cachekit.engine.client import Engine
 from cachekit.engine.objects import Info
 from cachekit.engine.outcome import EngineUnavailable
@@ -27,26 +29,31 @@ from tests.support.ordinary_user import NOBODY, PROJECT
 from tests.support.processes import run
 
 
+def told(places: Callable[[Mapping[str, str]], list[Address]], environment: Mapping[str, str]) -> list[str]:
+    """Return where is looked, as it is shown."""
+    return [str(address) for address in places(environment)]
+
+
 def test_the_places_of_dockers_socket() -> None:
     """$DOCKER_HOST alone if it is set, else the system's engine, then the user's."""
     user = {"XDG_RUNTIME_DIR": "/run/user/1"}
-    assert docker_places({"DOCKER_HOST": "unix:///a b", **user}) == ["/a b"]
-    assert docker_places(user) == ["/var/run/docker.sock", "/run/user/1/docker.sock"]
-    assert docker_places({"DOCKER_HOST": ""}) == ["/var/run/docker.sock"]
+    assert told(docker_places, {"DOCKER_HOST": "unix:///a b", **user}) == ["/a b"]
+    assert told(docker_places, user) == ["/var/run/docker.sock", "/run/user/1/docker.sock"]
+    assert told(docker_places, {"DOCKER_HOST": ""}) == ["/var/run/docker.sock"]
 
 
 def test_the_places_of_podmans_socket() -> None:
     """None beside $DOCKER_HOST; $CONTAINER_HOST alone if it is set, else the user's Podman, then the system's."""
     user = {"XDG_RUNTIME_DIR": "/run/user/1"}
-    assert podman_places({"DOCKER_HOST": "unix:///a", "CONTAINER_HOST": "unix:///b"}) == []
-    assert podman_places({"CONTAINER_HOST": "unix:///a b", **user}) == ["/a b"]
-    assert podman_places(user) == ["/run/user/1/podman/podman.sock", "/run/podman/podman.sock"]
-    assert podman_places({"CONTAINER_HOST": ""}) == ["/run/podman/podman.sock"]
+    assert told(podman_places, {"DOCKER_HOST": "unix:///a", "CONTAINER_HOST": "unix:///b"}) == []
+    assert told(podman_places, {"CONTAINER_HOST": "unix:///a b", **user}) == ["/a b"]
+    assert told(podman_places, user) == ["/run/user/1/podman/podman.sock", "/run/podman/podman.sock"]
+    assert told(podman_places, {"CONTAINER_HOST": ""}) == ["/run/podman/podman.sock"]
 
 
 def test_an_address_may_lack_its_slashes() -> None:
     """Podman's own command takes unix:/PATH; what is no address at all is told so."""
-    assert podman_places({"CONTAINER_HOST": "unix:/a"}) == ["/a"]
+    assert told(podman_places, {"CONTAINER_HOST": "unix:/a"}) == ["/a"]
     for wrong in ("/run/podman.sock", "unix", "podman.sock"):
         with pytest.raises(
             EngineUnavailable, match="CONTAINER_HOST is no address of an engine: unix:///PATH"
@@ -66,7 +73,7 @@ def test_dockers_current_context_is_the_one_docker_uses(tmp_path: Path) -> None:
     for name in ("desktop", "ci"):
         docker_says(tmp_path, "context", "create", name, "--docker", f"host=unix:///run/{name}.sock")
     usual = {"HOME": str(tmp_path)}
-    assert docker_places(usual) == ["/var/run/docker.sock"]
+    assert told(docker_places, usual) == ["/var/run/docker.sock"]
     docker_says(tmp_path, "context", "use", "desktop")
     for variables in (
         {},
@@ -81,9 +88,9 @@ def test_dockers_current_context_is_the_one_docker_uses(tmp_path: Path) -> None:
         theirs = docker_says(
             tmp_path, "context", "inspect", "--format", "{{.Endpoints.docker.Host}}", **variables
         )
-        assert [theirs.removeprefix("unix://")] == docker_places({**usual, **variables}), variables
-    assert podman_places({**usual, "CONTAINER_HOST": "unix:///b"}) == []
-    assert podman_places({**usual, "DOCKER_CONTEXT": "default"}) == ["/run/podman/podman.sock"]
+        assert [theirs.removeprefix("unix://")] == told(docker_places, {**usual, **variables}), variables
+    assert told(podman_places, {**usual, "CONTAINER_HOST": "unix:///b"}) == []
+    assert told(podman_places, {**usual, "DOCKER_CONTEXT": "default"}) == ["/run/podman/podman.sock"]
 
 
 def context(home: Path, name: str, meta: str | None, settings: str | None = None) -> dict[str, str]:
@@ -115,7 +122,7 @@ def test_a_context_that_is_not_there(tmp_path: Path, meta: str | None) -> None:
 )
 def test_settings_that_say_nothing(tmp_path: Path, settings: str) -> None:
     """Settings that are broken name no context: docker's own command goes on with the default one, too."""
-    assert docker_places(context(tmp_path, "x", None, settings)) == ["/var/run/docker.sock"]
+    assert told(docker_places, context(tmp_path, "x", None, settings)) == ["/var/run/docker.sock"]
 
 
 def test_a_remote_context(tmp_path: Path) -> None:
@@ -123,7 +130,7 @@ def test_a_remote_context(tmp_path: Path) -> None:
     meta = {"Endpoints": {"docker": {"Host": "ssh://user:secret@host"}}}
     environment = context(tmp_path, "far", json.dumps(meta))
     with pytest.raises(
-        EngineUnavailable, match="docker's context 'far' is ssh://, a remote engine"
+        EngineUnavailable, match="docker's context 'far' is ssh://, which cachekit does not speak"
     ) as caught:
         docker_places(environment)
     assert "secret" not in caught.value.reason
@@ -134,14 +141,14 @@ def test_another_users_settings_do_not_lead_root(tmp_path: Path) -> None:
     """With `sudo -E` the home is a user's: its settings choose no engine for root, and a pipe hangs nothing."""
     meta = {"Endpoints": {"docker": {"Host": "unix:///tmp/theirs.sock"}}}
     environment = context(tmp_path, "theirs", json.dumps(meta))
-    assert docker_places(environment) == ["/tmp/theirs.sock"]
+    assert told(docker_places, environment) == ["/tmp/theirs.sock"]
     settings = tmp_path / ".docker/config.json"
     os.chown(settings, NOBODY, NOBODY)
-    assert docker_places(environment) == ["/var/run/docker.sock"]
+    assert told(docker_places, environment) == ["/var/run/docker.sock"]
     settings.unlink()
     os.mkfifo(settings)
-    assert docker_places(environment) == ["/var/run/docker.sock"]
-    assert docker_places({"HOME": "a\0b"}) == docker_places({}) == ["/var/run/docker.sock"]
+    assert told(docker_places, environment) == ["/var/run/docker.sock"]
+    assert told(docker_places, {"HOME": "a\0b"}) == told(docker_places, {}) == ["/var/run/docker.sock"]
 
 
 def test_the_engine_of_a_context_is_used(tmp_path: Path) -> None:
@@ -149,7 +156,7 @@ def test_the_engine_of_a_context_is_used(tmp_path: Path) -> None:
     with fake_engine(tmp_path) as fake:
         meta = {"Endpoints": {"docker": {"Host": f"unix://{fake.path}"}}}
         engine = Engine.connect(5, environment=context(tmp_path, "own", json.dumps(meta)))
-    assert engine.path == str(fake.path)
+    assert str(engine.address) == str(fake.path)
 
 
 @pytest.fixture
@@ -157,7 +164,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only place at which Docker's socket is looked for; nothing is there."""
     path = tmp_path / "docker"
     path.mkdir()
-    monkeypatch.setattr(client, "docker_places", lambda _: [str(path / "fake.sock")])
+    monkeypatch.setattr(client, "docker_places", lambda _, **__: [Address(f"{path}/fake.sock")])
     return path
 
 
@@ -177,7 +184,7 @@ def at(podman: Path) -> dict[str, str]:
 def test_podman_is_found_where_docker_is_not(docker: Path, podman: Path) -> None:
     """Podman's socket is tried after Docker's, and only by those who ask for it: a clean does not."""
     with fake_engine(podman):
-        assert Engine.connect(5, environment=at(podman), podman=True).path == f"{podman}/fake.sock"
+        assert str(Engine.connect(5, environment=at(podman), podman=True).address) == f"{podman}/fake.sock"
         with pytest.raises(EngineUnavailable) as caught:
             Engine.connect(5, environment=at(podman))
     assert str(podman) not in caught.value.reason
@@ -187,7 +194,7 @@ def test_podman_is_found_where_docker_is_not(docker: Path, podman: Path) -> None
 def test_docker_goes_before_podman(docker: Path, podman: Path) -> None:
     """Where both answer it is Docker."""
     with fake_engine(podman), fake_engine(docker):
-        assert Engine.connect(5, environment=at(podman), podman=True).path == f"{docker}/fake.sock"
+        assert str(Engine.connect(5, environment=at(podman), podman=True).address) == f"{docker}/fake.sock"
 
 
 def test_the_users_podman(docker: Path, tmp_path: Path) -> None:
@@ -196,7 +203,7 @@ def test_the_users_podman(docker: Path, tmp_path: Path) -> None:
     with fake_engine(tmp_path / "podman") as fake:
         fake.path.rename(tmp_path / "podman/podman.sock")
         engine = Engine.connect(5, environment={"XDG_RUNTIME_DIR": str(tmp_path)}, podman=True)
-    assert engine.path == f"{tmp_path}/podman/podman.sock"
+    assert str(engine.address) == f"{tmp_path}/podman/podman.sock"
     assert not list(docker.iterdir())
 
 
@@ -233,9 +240,10 @@ def test_the_systems_podman_is_not_the_users(docker: Path, open_path: Path) -> N
     closed.mkdir(mode=0o700)
     code = (
         "from cachekit.engine import client\n"
+        "from cachekit.engine.address import Address\n"
         "from cachekit.errors import NoEngine\n"
         "from cachekit.images.engine import connected\n"
-        f"client.docker_places = lambda _: ['{open_path}/docker.sock']\n"
+        f"client.docker_places = lambda _, **__: [Address('{open_path}/docker.sock')]\n"
         "try: connected()\n"
         "except NoEngine as error: print(error.message, '|', error.hint)\n"
     )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cachekit.engine import streams, transport
+from cachekit.engine.address import Address
 from cachekit.engine.outcome import EngineRefused, EngineUnavailable
 from tests.engine.fake_engine import FakeEngine
 
@@ -106,8 +107,8 @@ def test_the_time_limit_is_for_each_wait(
     """A connection is made in at most ten seconds; each wait after that may take as long as it was told."""
     made: list[tuple[float, socket.socket]] = []
 
-    def connected(path: str, limit: float) -> socket.socket:
-        made.append((limit, transport.connected(path, limit)))
+    def connected(address: Address, limit: float) -> socket.socket:
+        made.append((limit, transport.connected(address, limit)))
         return made[-1][1]
 
     monkeypatch.setattr(streams, "connected", connected)

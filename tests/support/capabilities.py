@@ -207,6 +207,7 @@ PROBES: dict[str, Probe] = {
     "gnu_tar": lambda: _first(lambda: _tool("tar", says="GNU tar"), lambda: _tool("zstd")),
     "bsdtar": lambda: _tool("bsdtar", says="zstd"),
     "zip": lambda: _tool("zip"),
+    "openssl": lambda: _tool("openssl"),
     "docker": _docker,
     "docker_trixie": _unpacked("trixie"),
     "docker_sid": _unpacked("sid"),

@@ -23,7 +23,7 @@ import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,9 +267,16 @@ class DockerHost:
 
 @contextmanager
 def docker_engine(
-    settings: Mapping[str, object] | None = None, *, release: Release = SYSTEM, data: Path | None = None
+    settings: Mapping[str, object] | None = None,
+    *,
+    release: Release = SYSTEM,
+    data: Path | None = None,
+    hosts: Sequence[str] = (),
 ) -> Iterator[DockerHost]:
-    """Start an engine; `settings` go into its daemon.json, `data` is its data root. Raises CannotStartError."""
+    """Start an engine; `settings` go into its daemon.json, `data` is its data root. Raises CannotStartError.
+
+    `hosts`: where it listens besides its socket; ports are those of its own network.
+    """
     for tool in _TOOLS:
         if shutil.which(tool, path=release.path) is None:
             raise CannotStartError(f"{tool} is not installed")
@@ -282,7 +289,7 @@ def docker_engine(
         data = data or directory / "data"
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen(
-                _command(directory, data),
+                [*_command(directory, data), *(f"--host={host}" for host in hosts)],
                 env=os.environ | {"PATH": release.path},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
