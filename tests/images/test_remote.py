@@ -125,6 +125,19 @@ def test_where_nobody_is() -> None:
         assert "no address of an engine" in reason({"DOCKER_HOST": wrong})
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_port_that_says_nothing(keys: Path, tls: bool) -> None:
+    """One that takes a connection, and no more than that, is given up in time, in the middle of TLS as well."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        variables = {"DOCKER_HOST": f"tcp://127.0.0.1:{listener.getsockname()[1]}"}
+        if tls:
+            variables |= {"DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(keys / "client")}
+        with pytest.raises(EngineUnavailable) as caught:
+            Engine.connect(0.2, environment=variables, remote=True)
+    assert caught.value.outcome == "no-answer"
+    assert ("in time" if tls else "did not answer within") in caught.value.reason
+
+
 @requires("docker", "netns")
 @pytest.mark.xdist_group("docker")
 def test_docker_with_tls(keys: Path, tmp_path: Path) -> None:
