@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import sys
@@ -111,6 +112,26 @@ def test_who_is_not_who_it_should_be(mimic: MimicEngine, keys: Path, tmp_path: P
         assert connected(unverified).address.remote, "docker --tls does not look who it is"
         assert "no TLS with" in reason(at | place | {"DOCKER_HOST": f"tcp://127.0.0.1:{plain}"})
         assert reason({"DOCKER_HOST": at["DOCKER_HOST"]}).startswith("no-answer"), "plain HTTP to a TLS port"
+
+
+@requires("docker")
+@pytest.mark.parametrize("more", ["", ",skip-tls-verify=true"])
+def test_dockers_context_with_tls(mimic: MimicEngine, keys: Path, tmp_path: Path, more: str) -> None:
+    """A context that docker's own command made, with keys, leads to an engine behind TLS; verified unless told not to."""
+    other = certificates(tmp_path / "other")
+    home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    with behind_port(mimic.path, keys) as port:
+        for name, trusted in (("right", keys), ("wrong", other)):
+            files = f"ca={trusted}/ca.pem,cert={keys}/client/cert.pem,key={keys}/client/key.pem"
+            there = f"host=tcp://127.0.0.1:{port},{files}{more}"
+            run(["docker", "context", "create", name, "--docker", there], env=home, cwd=tmp_path).expect()
+        assert connected({**home, "DOCKER_CONTEXT": "right"}).address.remote
+        if more:
+            assert connected({**home, "DOCKER_CONTEXT": "wrong"}).address.remote
+        else:
+            assert "is not who it should be" in reason({**home, "DOCKER_CONTEXT": "wrong"})
+        with pytest.raises(EngineUnavailable, match="a remote engine: its disk is not this machine's"):
+            Engine.connect(5, environment={**home, "DOCKER_CONTEXT": "right"})
 
 
 def test_where_nobody_is() -> None:
