@@ -117,7 +117,7 @@ def test_who_is_not_who_it_should_be(mimic: MimicEngine, keys: Path, tmp_path: P
 @requires("docker")
 @pytest.mark.parametrize("more", ["", ",skip-tls-verify=true"])
 def test_dockers_context_with_tls(mimic: MimicEngine, keys: Path, tmp_path: Path, more: str) -> None:
-    """A context that docker's own command made, with keys, leads to an engine behind TLS; verified unless told not to."""
+    """A context with keys that docker's own command made leads to an engine behind TLS; verified unless told not to."""
     other = certificates(tmp_path / "other")
     home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     with behind_port(mimic.path, keys) as port:
