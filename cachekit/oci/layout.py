@@ -141,8 +141,9 @@ class Layout:
             yield fd >= 0 or shared
         finally:
             if fd >= 0:
-                if not shared:
-                    with contextlib.suppress(OSError):  # BuildKit removes it as well
+                # BuildKit removes it as well, after it has given it back: by now it may be the lock of somebody else.
+                if not shared and self._still(fd):
+                    with contextlib.suppress(OSError):
                         os.unlink(_LOCK, dir_fd=self.fd)
                 unlock(fd)
                 os.close(fd)

@@ -248,6 +248,16 @@ def test_a_lock_that_others_remove(made: MadeLayout) -> None:
         assert held
 
 
+def test_a_lock_that_others_made_anew(made: MadeLayout) -> None:
+    """A lock that somebody else made meanwhile, because BuildKit removed the one that is held here, stays theirs."""
+    path = made.path / "index.json.lock"
+    with Layout(str(made.path)) as layout, layout.locked() as held:
+        assert held
+        path.unlink()
+        path.write_text("theirs")
+    assert path.read_text() == "theirs"
+
+
 def test_the_lock_is_shared_by_readers_only(made: MadeLayout) -> None:
     """Who reads keeps another reader out no more than BuildKit's; who writes has it alone."""
     path = made.path / "index.json.lock"
