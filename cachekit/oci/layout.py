@@ -111,7 +111,9 @@ class Layout:
             os.close(fd)
             return None
         with open(fd, "rb") as file:
-            return file.read(DOCUMENT_BYTES)
+            data = file.read(DOCUMENT_BYTES + 1)
+        # What is longer is given as damaged: its beginning alone may be whole, and then say something else.
+        return data if len(data) <= DOCUMENT_BYTES else b""
 
     @contextlib.contextmanager
     def locked(self, *, shared: bool = False) -> Iterator[bool]:

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cachekit.errors import NothingMatched, SourceUnreadable
+from cachekit.errors import Damaged, NothingMatched, SourceUnreadable
 from cachekit.oci import layout as layouts
+from cachekit.oci.collect import CollectRequest, collect
+from cachekit.oci.graph import DOCUMENT_BYTES
 from cachekit.oci.layout import ASIDE, Layout
+from cachekit.oci.verify import verify_layout
 from cachekit.system.locks import try_lock
 from tests.support.capabilities import requires
 from tests.support.cli import Cli
@@ -203,11 +206,23 @@ def test_documents_have_an_end(made: MadeLayout, monkeypatch: pytest.MonkeyPatch
     one = made.blob(bytes(1000))
     monkeypatch.setattr(layouts, "DOCUMENT_BYTES", 50)
     with Layout(str(made.path)) as layout:
-        index = layout.read_index()
-        assert index is not None
-        assert len(index) == 50
+        for name, read in (("index.json", layout.read_index), ("oci-layout", layout.read_version)):
+            (made.path / name).write_bytes(b"{}".ljust(50))
+            assert read() == b"{}".ljust(50)
+            (made.path / name).write_bytes(b"{}".ljust(51))
+            assert read() == b""
         assert layout.document(one["digest"], 1000) is None
         assert layout.document(one["digest"], 1 << 61) is None
+
+
+def test_an_index_that_only_begins_well(made: MadeLayout) -> None:
+    """An index.json longer than a document may be is damage, also if as much of it as is read is whole JSON."""
+    index = made.path / "index.json"
+    index.write_bytes(index.read_bytes().ljust(DOCUMENT_BYTES) + b"}")
+    (fault,) = verify_layout(str(made.path)).faults
+    assert "index.json is no index" in str(fault)
+    with pytest.raises(Damaged, match=r"index\.json is no index"):
+        collect(CollectRequest(str(made.path), grace=0, settle=0))
 
 
 @pytest.mark.parametrize("anew", [False, True])
