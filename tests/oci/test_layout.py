@@ -105,6 +105,19 @@ def test_links_are_told(made: MadeLayout, name: str, tmp_path: Path) -> None:
             look()
 
 
+def test_a_link_that_is_no_part(made: MadeLayout, tmp_path: Path) -> None:
+    """Of what was restored, a link in the place of a part is a fault; one that lies beside the parts is none."""
+    (made.path / "latest").symlink_to("index.json")
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert verify_layout("layout", within=fd).ok
+        (made.path / "index.json.lock").symlink_to("elsewhere")
+        (fault,) = verify_layout("layout", within=fd).faults
+    finally:
+        os.close(fd)
+    assert str(fault).startswith("index.json.lock is a link")
+
+
 @pytest.mark.parametrize("name", ["blobs", "ingest"])
 def test_files_in_the_place_of_directories(made: MadeLayout, name: str) -> None:
     """They hold nothing."""
@@ -250,6 +263,26 @@ def test_a_lock_that_is_no_longer_the_lock(
         assert len(takes) == 2
         with open(path) as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_an_index_that_is_being_written(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BuildKit writes index.json in place, under its lock: who reads waits for that, and sees all of it."""
+    index, take = made.path / "index.json", try_lock
+    whole = index.read_bytes()
+    index.write_bytes(whole[:9])
+    with open(made.path / "index.json.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def taken(fd: int, *, shared: bool = False) -> bool:
+            if had := take(fd, shared=shared):
+                return had
+            index.write_bytes(whole)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            return False
+
+        monkeypatch.setattr(layouts, "try_lock", taken)
+        with Layout(str(made.path)) as layout:
+            assert layout.read_index() == whole
 
 
 def test_a_lock_that_others_remove(made: MadeLayout) -> None:
