@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -224,6 +225,13 @@ def test_documents_have_an_end(made: MadeLayout, monkeypatch: pytest.MonkeyPatch
             assert read() == b"{}".ljust(50)
             (made.path / name).write_bytes(b"{}".ljust(51))
             assert read() == b""
+            os.truncate(made.path / name, 1 << 24)
+            tracemalloc.start()
+            try:
+                assert read() == b""
+                assert tracemalloc.get_traced_memory()[1] < 1 << 20
+            finally:
+                tracemalloc.stop()
         assert layout.document(one["digest"], 1000) is None
         assert layout.document(one["digest"], 1 << 61) is None
 
