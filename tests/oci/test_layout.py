@@ -293,15 +293,45 @@ def test_an_index_that_is_being_written(made: MadeLayout, monkeypatch: pytest.Mo
             assert layout.read_index() == whole
 
 
-def test_a_lock_that_others_remove(made: MadeLayout) -> None:
-    """BuildKit removes the lock when it is done, also while it is held here."""
+def test_a_lock_that_others_remove(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BuildKit removes the lock when it is done, also while it is held here, and at the very end."""
+    unlink = os.unlink
+
+    def unlinked(name: str, *, dir_fd: int) -> None:
+        unlink(name, dir_fd=dir_fd)
+        unlink(name, dir_fd=dir_fd)
+
     with Layout(str(made.path)) as layout:
         with layout.locked() as held:
             (made.path / "index.json.lock").unlink()
         assert held
+        with monkeypatch.context() as patch:
+            patch.setattr("cachekit.oci.layout.os.unlink", unlinked)
+            with layout.locked() as held:
+                pass
+        assert held
         with layout.locked() as held:
             pass
         assert held
+
+
+def test_a_lock_that_a_child_inherited(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever was forked while the lock was held does not keep it: the next build would fail."""
+    path, take = made.path / "index.json.lock", try_lock
+    path.touch()
+    inherited = []
+
+    def taken(fd: int, *, shared: bool = False) -> bool:
+        inherited.append(os.dup(fd))  # as a child has it: of the same open file
+        return take(fd, shared=shared)
+
+    monkeypatch.setattr(layouts, "try_lock", taken)
+    with Layout(str(made.path)) as layout:
+        assert layout.read_index()
+    with open(path) as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    (fd,) = inherited
+    os.close(fd)
 
 
 def test_a_lock_that_others_made_anew(made: MadeLayout) -> None:
