@@ -334,6 +334,22 @@ def test_a_lock_that_a_child_inherited(made: MadeLayout, monkeypatch: pytest.Mon
     os.close(fd)
 
 
+def test_a_lock_that_becomes_a_link(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that was put in the place of the lock is not the lock, also if it leads to what was locked."""
+    path, take = made.path / "index.json.lock", try_lock
+    path.touch()
+
+    def taken(fd: int, *, shared: bool = False) -> bool:
+        path.rename(made.path / "real")
+        path.symlink_to("real")
+        return take(fd, shared=shared)
+
+    monkeypatch.setattr(layouts, "try_lock", taken)
+    with Layout(str(made.path)) as layout, pytest.raises(OSError, match="symbolic links"), layout.locked():
+        pass
+    assert path.is_symlink()
+
+
 def test_a_lock_that_others_made_anew(made: MadeLayout) -> None:
     """A lock that somebody else made meanwhile, because BuildKit removed the one that is held here, stays theirs."""
     path = made.path / "index.json.lock"
