@@ -64,6 +64,8 @@ def test_what_is_being_written(made: MadeLayout) -> None:
             (one,) = layout.ingests()
             assert one.mtime_ns == young.stat().st_mtime_ns > before
             made.age(young, 500)
+        names = sorted([old.name, *(made.ingest(size, 500).name for size in range(10))])
+        assert [one.name for one in layout.ingests()] == names
 
 
 def test_what_a_killed_collection_left(made: MadeLayout) -> None:
