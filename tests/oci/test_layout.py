@@ -131,6 +131,22 @@ def test_files_in_the_place_of_directories(made: MadeLayout, name: str) -> None:
         assert bool(layout.blobs()[0]) == (name == "ingest")
 
 
+def test_a_link_that_goes_while_it_is_looked_at(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be opened as a directory, and is gone when it is asked why, is not there, and no error."""
+    place, lstat = made.path / "ingest", os.lstat
+    place.rename(made.path / "elsewhere")
+    place.symlink_to("elsewhere")
+
+    def gone(name: str, *, dir_fd: int) -> os.stat_result:
+        place.unlink()
+        return lstat(name, dir_fd=dir_fd)
+
+    with Layout(str(made.path)) as layout, monkeypatch.context() as patch:
+        patch.setattr("cachekit.oci.layout.os.lstat", gone)
+        assert layout.ingests() == []
+    assert not place.is_symlink()
+
+
 def test_a_fifo_as_lock(made: MadeLayout) -> None:
     """Nobody waits for a writer of what lies where BuildKit's lock should."""
     os.mkfifo(made.path / "index.json.lock")
