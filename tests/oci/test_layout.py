@@ -248,18 +248,25 @@ def test_what_goes_while_it_is_listed(made: MadeLayout, monkeypatch: pytest.Monk
     """A blob or ingest that is gone before it is looked at is not there, and no error."""
     gone = made.blob(content(2))
     whole = made.digests() - {gone["digest"]}
+    ingest = made.ingest(100, 500)
+    listed: list[Path] = []
     scandir = os.scandir
 
     @contextlib.contextmanager
     def scanned(fd: int) -> Iterator[list[os.DirEntry[str]]]:
         with scandir(fd) as entries:
             found = list(entries)
-        made.file(gone).unlink(missing_ok=True)
+        for place in (made.file(gone), ingest):
+            if place.name in {entry.name for entry in found}:
+                place.rename(made.path / place.name)
+                listed.append(place)
         yield found
 
     with Layout(str(made.path)) as layout, monkeypatch.context() as patch:
         patch.setattr("cachekit.oci.layout.os.scandir", scanned)
         assert set(layout.blobs()[0]) == whole
+        assert layout.ingests() == []
+    assert listed == [made.file(gone), ingest]
 
 
 @requires("root")
