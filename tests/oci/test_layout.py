@@ -49,6 +49,18 @@ def test_what_is_no_blob(made: MadeLayout) -> None:
     assert sorted(odd) == sorted(["blobs/md5", *(f"blobs/sha256/{name}" for name in names)])
 
 
+def test_how_long_a_digest_is(made: MadeLayout) -> None:
+    """A blob's name has as many digits as its own algorithm gives."""
+    place = made.path / "blobs" / "sha512"
+    place.mkdir()
+    for name in (HEX, HEX * 2, HEX * 3):
+        (place / name).touch()
+    with Layout(str(made.path)) as layout:
+        found, odd = layout.blobs()
+    assert set(found) == {*made.digests(), f"sha512:{HEX * 2}"}
+    assert sorted(odd) == [f"blobs/sha512/{HEX}", f"blobs/sha512/{HEX * 3}"]
+
+
 def test_what_is_being_written(made: MadeLayout) -> None:
     """An ingest is a directory; its size is its data's, its age that of the youngest in it, itself included."""
     old = made.ingest(1000, 500)
