@@ -54,13 +54,10 @@ def require_staged(fd: int, place: bytes) -> None:
 
 def require_restored(place: bytes) -> None:
     """Raise WrongContent if what was restored in place is no whole layout."""
-    place = os.path.realpath(place)
-    with opened(
-        os.path.dirname(place), follow=True
-    ) as fd:  # what came out of an entry is no error of who named it
-        _require(
-            verify_layout(os.fsdecode(os.path.basename(place)), threads=worker_count(), within=fd), place
-        )
+    # Below its parent: what came out of an entry is no error of who named it, and a link is not followed.
+    parent, name = os.path.split(os.path.abspath(place))
+    with opened(parent, follow=True) as fd:
+        _require(verify_layout(os.fsdecode(name), threads=worker_count(), within=fd), place)
 
 
 def _require(report: LayoutReport, place: bytes) -> None:

@@ -111,7 +111,9 @@ class Layout:
             os.close(fd)
             return None
         with open(fd, "rb") as file:
-            return file.read(DOCUMENT_BYTES)
+            data = file.read(DOCUMENT_BYTES + 1)
+        # What is longer is given as damaged: its beginning alone may be whole, and then say something else.
+        return data if len(data) <= DOCUMENT_BYTES else b""
 
     @contextlib.contextmanager
     def locked(self, *, shared: bool = False) -> Iterator[bool]:
@@ -141,8 +143,9 @@ class Layout:
             yield fd >= 0 or shared
         finally:
             if fd >= 0:
-                if not shared:
-                    with contextlib.suppress(OSError):  # BuildKit removes it as well
+                # BuildKit removes it as well, after it has given it back: by now it may be the lock of somebody else.
+                if not shared and self._still(fd):
+                    with contextlib.suppress(OSError):
                         os.unlink(_LOCK, dir_fd=self.fd)
                 unlock(fd)
                 os.close(fd)

@@ -68,6 +68,22 @@ def test_the_second_look_hashes_what_is_not_known(made: MadeLayout, monkeypatch:
     assert {fault.digest for fault in report.faults} == {f"sha256:{bad.name}", f"sha256:{good.name}"}
 
 
+def test_a_blob_that_is_replaced_between_two_looks(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another file in the place of one that was right is read, also if it is as long and as old."""
+    bad, good = made.file(made.blob(content(1))), made.file(made.blob(content(2)))
+    bad.write_bytes(bytes(1000))
+
+    def replaced(_: float) -> None:
+        new, then = made.path / "new", good.stat().st_mtime_ns
+        new.write_bytes(bytes(1000))
+        os.utime(new, ns=(then, then))
+        new.rename(good)
+
+    monkeypatch.setattr("cachekit.oci.verify.time.sleep", replaced)
+    report = verify_layout(str(made.path))
+    assert {fault.digest for fault in report.faults} == {f"sha256:{bad.name}", f"sha256:{good.name}"}
+
+
 @_proc
 @pytest.mark.parametrize("how", ["gone", "pipe", "broken"])
 def test_a_blob_that_cannot_be_read(made: MadeLayout, monkeypatch: pytest.MonkeyPatch, how: str) -> None:

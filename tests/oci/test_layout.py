@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cachekit.errors import NothingMatched, SourceUnreadable
+from cachekit.errors import Damaged, NothingMatched, SourceUnreadable
 from cachekit.oci import layout as layouts
+from cachekit.oci.collect import CollectRequest, collect
+from cachekit.oci.graph import DOCUMENT_BYTES
 from cachekit.oci.layout import ASIDE, Layout
-from cachekit.system.locks import try_lock
+from cachekit.oci.verify import verify_layout
 from tests.support.capabilities import requires
 from tests.support.cli import Cli
 from tests.support.layouts import MadeLayout, content
@@ -47,6 +49,18 @@ def test_what_is_no_blob(made: MadeLayout) -> None:
     assert sorted(odd) == sorted(["blobs/md5", *(f"blobs/sha256/{name}" for name in names)])
 
 
+def test_how_long_a_digest_is(made: MadeLayout) -> None:
+    """A blob's name has as many digits as its own algorithm gives."""
+    place = made.path / "blobs" / "sha512"
+    place.mkdir()
+    for name in (HEX, HEX * 2, HEX * 3):
+        (place / name).touch()
+    with Layout(str(made.path)) as layout:
+        found, odd = layout.blobs()
+    assert set(found) == {*made.digests(), f"sha512:{HEX * 2}"}
+    assert sorted(odd) == [f"blobs/sha512/{HEX}", f"blobs/sha512/{HEX * 3}"]
+
+
 def test_what_is_being_written(made: MadeLayout) -> None:
     """An ingest is a directory; its size is its data's, its age that of the youngest in it, itself included."""
     old = made.ingest(1000, 500)
@@ -60,6 +74,8 @@ def test_what_is_being_written(made: MadeLayout) -> None:
             (one,) = layout.ingests()
             assert one.mtime_ns == young.stat().st_mtime_ns > before
             made.age(young, 500)
+        names = sorted([old.name, *(made.ingest(size, 500).name for size in range(10))])
+        assert [one.name for one in layout.ingests()] == names
 
 
 def test_what_a_killed_collection_left(made: MadeLayout) -> None:
@@ -102,6 +118,19 @@ def test_links_are_told(made: MadeLayout, name: str, tmp_path: Path) -> None:
             look()
 
 
+def test_a_link_that_is_no_part(made: MadeLayout, tmp_path: Path) -> None:
+    """Of what was restored, a link in the place of a part is a fault; one that lies beside the parts is none."""
+    (made.path / "latest").symlink_to("index.json")
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert verify_layout("layout", within=fd).ok
+        (made.path / "index.json.lock").symlink_to("elsewhere")
+        (fault,) = verify_layout("layout", within=fd).faults
+    finally:
+        os.close(fd)
+    assert str(fault).startswith("index.json.lock is a link")
+
+
 @pytest.mark.parametrize("name", ["blobs", "ingest"])
 def test_files_in_the_place_of_directories(made: MadeLayout, name: str) -> None:
     """They hold nothing."""
@@ -112,46 +141,20 @@ def test_files_in_the_place_of_directories(made: MadeLayout, name: str) -> None:
         assert bool(layout.blobs()[0]) == (name == "ingest")
 
 
-def test_a_fifo_as_lock(made: MadeLayout) -> None:
-    """Nobody waits for a writer of what lies where BuildKit's lock should."""
-    os.mkfifo(made.path / "index.json.lock")
-    with Layout(str(made.path)) as layout:
-        assert layout.read_index() is not None
-        with layout.locked() as held:
-            assert held
+def test_a_link_that_goes_while_it_is_looked_at(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be opened as a directory, and is gone when it is asked why, is not there, and no error."""
+    place, lstat = made.path / "ingest", os.lstat
+    place.rename(made.path / "elsewhere")
+    place.symlink_to("elsewhere")
 
+    def gone(name: str, *, dir_fd: int) -> os.stat_result:
+        place.unlink()
+        return lstat(name, dir_fd=dir_fd)
 
-def test_buildkits_lock(made: MadeLayout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who reads makes no lock and removes none; who writes takes and removes it, and is told if it cannot be had."""
-    monkeypatch.setattr(layouts, "_LOCK_SECONDS", 0.1)
-    lock = made.path / "index.json.lock"
-    with Layout(str(made.path)) as layout:
-        with layout.locked(shared=True) as held:
-            assert (held, lock.exists()) == (True, False)
-        with layout.locked() as held:
-            assert (held, lock.exists()) == (True, True)
-        assert not lock.exists()
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            begin = time.monotonic()
-            with layout.locked() as held:
-                assert not held
-            with layout.locked(shared=True) as held:
-                assert held
-            assert 0.2 <= time.monotonic() - begin < 5
-            assert lock.exists()
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            with layout.locked(shared=True) as held:
-                assert held
-            assert lock.exists()
-        finally:
-            os.close(fd)
-        lock.unlink()
-        lock.symlink_to("elsewhere")
-        with pytest.raises(OSError, match="symbolic links"), layout.locked():
-            pass
-        assert not (made.path / "elsewhere").exists()
+    with Layout(str(made.path)) as layout, monkeypatch.context() as patch:
+        patch.setattr("cachekit.oci.layout.os.lstat", gone)
+        assert layout.ingests() == []
+    assert not place.is_symlink()
 
 
 def test_what_looks_like_a_layout(tmp_path: Path) -> None:
@@ -203,63 +206,30 @@ def test_documents_have_an_end(made: MadeLayout, monkeypatch: pytest.MonkeyPatch
     one = made.blob(bytes(1000))
     monkeypatch.setattr(layouts, "DOCUMENT_BYTES", 50)
     with Layout(str(made.path)) as layout:
-        index = layout.read_index()
-        assert index is not None
-        assert len(index) == 50
+        for name, read in (("index.json", layout.read_index), ("oci-layout", layout.read_version)):
+            (made.path / name).write_bytes(b"{}".ljust(50))
+            assert read() == b"{}".ljust(50)
+            (made.path / name).write_bytes(b"{}".ljust(51))
+            assert read() == b""
+            os.truncate(made.path / name, 1 << 24)
+            tracemalloc.start()
+            try:
+                assert read() == b""
+                assert tracemalloc.get_traced_memory()[1] < 1 << 20
+            finally:
+                tracemalloc.stop()
         assert layout.document(one["digest"], 1000) is None
         assert layout.document(one["digest"], 1 << 61) is None
 
 
-@pytest.mark.parametrize("anew", [False, True])
-def test_a_lock_that_is_no_longer_the_lock(
-    made: MadeLayout, monkeypatch: pytest.MonkeyPatch, *, anew: bool
-) -> None:
-    """Who held it removes it: a lock that was taken after that, when others make it anew, excludes nobody."""
-    path = made.path / "index.json.lock"
-    path.touch()
-    takes: list[int] = []
-    take = try_lock
-
-    def taken(fd: int, *, shared: bool = False) -> bool:
-        takes.append(fd)
-        if len(takes) == 1:
-            path.unlink()
-            if anew:
-                (made.path / "new").touch()
-                (made.path / "new").rename(path)
-        return take(fd, shared=shared)
-
-    monkeypatch.setattr(layouts, "try_lock", taken)
-    with Layout(str(made.path)) as layout, layout.locked() as held:
-        assert held
-        assert len(takes) == 2
-        with open(path) as other, pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def test_a_lock_that_others_remove(made: MadeLayout) -> None:
-    """BuildKit removes the lock when it is done, also while it is held here."""
-    with Layout(str(made.path)) as layout:
-        with layout.locked() as held:
-            (made.path / "index.json.lock").unlink()
-        assert held
-        with layout.locked() as held:
-            pass
-        assert held
-
-
-def test_the_lock_is_shared_by_readers_only(made: MadeLayout) -> None:
-    """Who reads keeps another reader out no more than BuildKit's; who writes has it alone."""
-    path = made.path / "index.json.lock"
-    path.touch()
-    with Layout(str(made.path)) as layout, open(path) as other:
-        with layout.locked(shared=True):
-            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fcntl.flock(other, fcntl.LOCK_UN)
-            with pytest.raises(BlockingIOError):
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with layout.locked(), pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+def test_an_index_that_only_begins_well(made: MadeLayout) -> None:
+    """An index.json longer than a document may be is damage, also if as much of it as is read is whole JSON."""
+    index = made.path / "index.json"
+    index.write_bytes(index.read_bytes().ljust(DOCUMENT_BYTES) + b"}")
+    (fault,) = verify_layout(str(made.path)).faults
+    assert "index.json is no index" in str(fault)
+    with pytest.raises(Damaged, match=r"index\.json is no index"):
+        collect(CollectRequest(str(made.path), grace=0, settle=0))
 
 
 def test_a_name_that_cannot_be(tmp_path: Path) -> None:
@@ -290,18 +260,25 @@ def test_what_goes_while_it_is_listed(made: MadeLayout, monkeypatch: pytest.Monk
     """A blob or ingest that is gone before it is looked at is not there, and no error."""
     gone = made.blob(content(2))
     whole = made.digests() - {gone["digest"]}
+    ingest = made.ingest(100, 500)
+    listed: list[Path] = []
     scandir = os.scandir
 
     @contextlib.contextmanager
     def scanned(fd: int) -> Iterator[list[os.DirEntry[str]]]:
         with scandir(fd) as entries:
             found = list(entries)
-        made.file(gone).unlink(missing_ok=True)
+        for place in (made.file(gone), ingest):
+            if place.name in {entry.name for entry in found}:
+                place.rename(made.path / place.name)
+                listed.append(place)
         yield found
 
     with Layout(str(made.path)) as layout, monkeypatch.context() as patch:
         patch.setattr("cachekit.oci.layout.os.scandir", scanned)
         assert set(layout.blobs()[0]) == whole
+        assert layout.ingests() == []
+    assert listed == [made.file(gone), ingest]
 
 
 @requires("root")
