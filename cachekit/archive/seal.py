@@ -187,10 +187,12 @@ def decode_json(text: bytes) -> Seal:
         json.dumps(data, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except (ValueError, RecursionError):
         _fail("the seal has text that is none")
-    number, features = _integer(data.get("format"), "format"), data.get("features")
-    if number != FORMAT:
+    number, features = data.get("format"), data.get("features")
+    if isinstance(number, (list, dict)):  # how deep nobody knows: it is not shown
+        _fail("the seal's format is neither a number nor a text")
+    if type(number) is not int or number != FORMAT:
         raise Unsupported(
-            f"the entry has format {number}, this cachekit reads format {FORMAT}",
+            f"the entry has format {number!r}, this cachekit reads format {FORMAT}",
             rung="seal",
             expected=FORMAT,
             found=number,

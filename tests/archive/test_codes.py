@@ -208,7 +208,6 @@ def test_json_that_exhausts_the_parser_is_refused() -> None:
         {"targets": [{"root": [], "path": "x"}]},
         {"counts": {}},
         {"format": DEEP},
-        {"format": 2.5},
         {"features": [DEEP]},
     ],
     ids=lambda told: ascii(told)[:30],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cachekit.engine.address import Address
 from cachekit.engine.client import Engine
 from cachekit.errors import NothingMatched
 from cachekit.images.load import ImageLoadReport, ImageLoadRequest, load_images
@@ -155,7 +156,8 @@ def test_an_unknown_image(host: PodmanHost, store: Path) -> None:
 
 def test_the_command_finds_podman(here: Here, host: PodmanHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both commands find Podman by $CONTAINER_HOST where no Docker answers."""
-    monkeypatch.setattr("cachekit.engine.client.candidates", lambda _: [f"{here.root}/docker.sock"])
+    nowhere = Address(f"{here.root}/docker.sock")
+    monkeypatch.setattr("cachekit.engine.client.docker_places", lambda _, **__: [nowhere])
     monkeypatch.setenv("CONTAINER_HOST", f"unix://{host.socket}")
     here("image", "save", "--key", "k", "two:2").expect()
     host.empty()
