@@ -69,7 +69,11 @@ def zero_files(count: int, size: int) -> dict[Any, Spec]:
 
 
 SMALL = random_files(6, 30 * KIB) | {"sub": {"text": b"text\n" * 99}}
-LARGE = random_files(40, MIB)
+
+
+def large_files() -> dict[Any, Spec]:
+    """Describe 40 MiB; not a constant, which every fork of every test would carry along."""
+    return random_files(40, MIB)
 
 
 def part_of_store(store: Path, name: str) -> Path:

@@ -138,19 +138,15 @@ def test_a_quota_stops_the_unpacking(mode: str, tmp_path: Path, cli: Cli) -> Non
         assert (root / "a").exists() == (mode != "absent")
 
 
-BIG_NEW = random_files(44, MIB, seed=5)
-BIG_OLD = random_files(44, MIB, seed=6)
-
-
 @pytest.mark.parametrize("kind", [param for param in KINDS if param.values[0] in ("tmpfs", "ext4")])
 def test_in_place_where_only_one_tree_fits(kind: str, tmp_path: Path, cli: Cli) -> None:
     """Where old and new tree do not fit beside each other, the refusal names --in-place, and that works."""
-    new = tree_at(tmp_path, BIG_NEW)
+    new = tree_at(tmp_path, random_files(44, MIB, seed=5))
     store = tmp_path / "store"
     saved(store, tmp_path, "k-1")
     make = filesystems.tmpfs if kind == "tmpfs" else filesystems.ext4
     with make(90 * MIB) as disk:
-        target = tree_at(disk.path, BIG_OLD)
+        target = tree_at(disk.path, random_files(44, MIB, seed=6))
         disk.fill(40 * MIB)
         command = ("restore", "--store", store, "--key", "k-1", "--root", disk.path, "tree")
         with unchanged(target):

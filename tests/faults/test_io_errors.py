@@ -12,12 +12,12 @@ import pytest
 from cachekit.cache.verify import VerifyRequest, verify
 from cachekit.model import RestoreReport
 from tests.faults.scenes import (
-    LARGE,
     MIB,
     SMALL,
     assert_clean,
     entries,
     is_clean,
+    large_files,
     leftovers,
     part_of_store,
     polled,
@@ -50,7 +50,7 @@ def mounted_again(disk: Xfs) -> None:
 def test_a_store_that_shuts_down_during_a_save(tmp_path: Path, cli: Cli) -> None:
     """When the store's disk is gone in the middle of a save: exit 9; afterwards the store is as it was."""
     tree_at(tmp_path, SMALL, "small")
-    tree_at(tmp_path, LARGE)
+    tree_at(tmp_path, large_files())
     with filesystems.xfs() as disk:
         store = disk.path / "store"
         cli("save", "--store", store, "--key", "old-1", "small").expect(0)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.faults.scenes import (
-    LARGE,
     SMALL,
+    large_files,
     polled,
     restored,
     same_entries,
@@ -38,7 +38,7 @@ def mounted_again(disk: Xfs) -> None:
 @requires("xfs", "fuse")
 def test_a_target_that_shuts_down_during_a_restore(tmp_path: Path, cli: Cli) -> None:
     """When the target's disk is gone in the middle of a restore: exit 8; afterwards the old tree is there."""
-    new = tree_at(tmp_path, LARGE)
+    new = tree_at(tmp_path, large_files())
     with flaky(tmp_path / "backing") as slow, filesystems.xfs() as disk:
         saved(slow.backing / "store", tmp_path, "k-1")
         old = tree_at(disk.path, SMALL)

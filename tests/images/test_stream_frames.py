@@ -29,7 +29,13 @@ MIB = 1 << 20
 HEAD = 512
 MANY = 9
 """More frames than wait for anything."""
-LAYER = Item(b"blobs/layer", b"".join(b"%d " % part * (FRAME_SIZE // 2) for part in range(MANY)))
+NAME = b"blobs/layer"
+
+
+@pytest.fixture(scope="module")
+def layer() -> Item:
+    """A layer of many frames."""
+    return Item(NAME, b"".join(b"%d " % part * (FRAME_SIZE // 2) for part in range(MANY)))
 
 
 def names(*, cutting: bool) -> Iterator[bytes]:
@@ -66,42 +72,44 @@ def test_where_frames_are_cut(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def earlier(tmp_path: Path) -> Iterator[Archive]:
+def earlier(layer: Item, tmp_path: Path) -> Iterator[Archive]:
     """An earlier entry that holds a layer of many frames."""
-    write(tmp_path / "earlier", members([LAYER]), layers=[LAYER])
+    write(tmp_path / "earlier", members([layer]), layers=[layer])
     with open_archive(bytes(tmp_path / "earlier"), ANYONE) as archive:
         yield archive
 
 
-@pytest.mark.parametrize("name", [LAYER.name, b"blobs/other"])
+@pytest.mark.parametrize("name", [NAME, b"blobs/other"])
 @pytest.mark.parametrize("claimed", [False, True])
-def test_many_frames_are_copied(tmp_path: Path, earlier: Archive, name: bytes, *, claimed: bool) -> None:
+def test_many_frames_are_copied(
+    layer: Item, tmp_path: Path, earlier: Archive, name: bytes, *, claimed: bool
+) -> None:
     """All frames are the earlier ones, or all but the one with the name, and it says how many bytes that were.
 
     A claim finds them as a known digest does.
     """
-    items = [Item(b"blobs/first", b"1"), Item(name, LAYER.content), Item(b"last", b"2")]
+    items = [Item(b"blobs/first", b"1"), Item(name, layer.content), Item(b"last", b"2")]
     stream = members(items, known=True)
     if claimed:
         stream = (replace(member, digest="", claim=member.digest) for member in stream)
     written, _, _ = write(tmp_path / "next", stream, held=[earlier], threads=1)
-    sizes = list(earlier.index.frame_sizes)[1 if name == LAYER.name else 2 : MANY + 1]
+    sizes = list(earlier.index.frame_sizes)[1 if name == NAME else 2 : MANY + 1]
     assert (written.copied_frames, written.copied_bytes) == (len(sizes), sum(sizes))
     assert untarred(tmp_path / "next") == expected(items)
 
 
 @pytest.mark.parametrize("frame", range(1, MANY + 1))
-def test_one_damaged_frame_of_many(tmp_path: Path, earlier: Archive, frame: int) -> None:
+def test_one_damaged_frame_of_many(layer: Item, tmp_path: Path, earlier: Archive, frame: int) -> None:
     """Whichever of them is damaged, the attempt ends, and no entry is finished without it."""
     path = tmp_path / "earlier"
     path.write_bytes(flip(path.read_bytes(), anatomy(path).frames[frame] + 20))
     with pytest.raises(BaseRotten):
-        write(tmp_path / "next", members([LAYER], known=True), held=[earlier], threads=1)
+        write(tmp_path / "next", members([layer], known=True), held=[earlier], threads=1)
 
 
-@pytest.mark.parametrize("name", [LAYER.name, b"blobs/other"])
+@pytest.mark.parametrize("name", [NAME, b"blobs/other"])
 def test_frames_that_cannot_be_read(
-    tmp_path: Path, earlier: Archive, name: bytes, monkeypatch: pytest.MonkeyPatch
+    layer: Item, tmp_path: Path, earlier: Archive, name: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An earlier entry that cannot be read any more ends the attempt as a damaged one does."""
     pread = os.pread
@@ -113,34 +121,34 @@ def test_frames_that_cannot_be_read(
 
     def stream() -> Iterator[StreamMember]:
         monkeypatch.setattr(os, "pread", fail)
-        yield from members([Item(name, LAYER.content)], known=True)
+        yield from members([Item(name, layer.content)], known=True)
 
     with pytest.raises(BaseRotten):
         write(tmp_path / "next", stream(), held=[earlier])
 
 
-def test_a_disk_that_is_full_at_the_first_of_many(tmp_path: Path, earlier: Archive) -> None:
+def test_a_disk_that_is_full_at_the_first_of_many(layer: Item, tmp_path: Path, earlier: Archive) -> None:
     """A frame that could not be written is not forgotten over those that follow."""
     room = 1 + sum(len(frame) for frame in frames(tmp_path / "earlier")[:2])
     with pytest.raises(OSError, match="full"):
-        write(tmp_path / "next", members([LAYER], known=True), held=[earlier], threads=1, full=room)
+        write(tmp_path / "next", members([layer], known=True), held=[earlier], threads=1, full=room)
 
 
-def test_buffers_leave_nothing_behind(tmp_path: Path) -> None:
+def test_buffers_leave_nothing_behind(layer: Item, tmp_path: Path) -> None:
     """A content that ends in the middle of a block is the same frames whatever was packed before it."""
     last = Item(b"blobs/last", b"x" * (FRAME_SIZE + 5))
     write(tmp_path / "alone", members([Item(b"blobs/first", b"1"), last]))
-    write(tmp_path / "behind", members([Item(b"blobs/first", b"1"), LAYER, last]), threads=1)
+    write(tmp_path / "behind", members([Item(b"blobs/first", b"1"), layer, last]), threads=1)
     assert frames(tmp_path / "behind")[-3:] == frames(tmp_path / "alone")[-3:]
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_progress(tmp_path: Path, earlier: Archive, *, known: bool) -> None:
+def test_progress(layer: Item, tmp_path: Path, earlier: Archive, *, known: bool) -> None:
     """It is told as it goes on, and in the end has counted every byte and member, packed or copied."""
     items = [
         Item(b"blobs", kind=DIRECTORY),
         Item(b"small", b"1" * 1000),
-        LAYER,
+        layer,
         Item(b"link", b"", SYMLINK, b"small"),
         Item(b"packed", bytes(FRAME_SIZE + 1)),
     ]
@@ -154,7 +162,7 @@ def test_progress(tmp_path: Path, earlier: Archive, *, known: bool) -> None:
     content = sum(len(item.content) for item in items)
     assert told == sorted(told)
     assert told[-1] == (content, 0, len(items))
-    assert {1000, 1000 + len(LAYER.content), content - 1} <= {done for done, _, _ in told}
+    assert {1000, 1000 + len(layer.content), content - 1} <= {done for done, _, _ in told}
     with opened(tmp_path / "next") as archive:
         assert archive.seal.allocated_bytes == archive.seal.content_bytes == content
 
