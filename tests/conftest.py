@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Keep this process cheap to fork, which thousands of tests do: with 7,000 tests loaded a fork costs twice as much.
 
-    What lives by now lives to the end, so no collection needs to walk, nor a child to copy it; and large buffers go back
+    What lives by now lives on, so no collection needs to walk, nor a child to copy it; and large buffers go back
     to the system when they are free, instead of raising glibc's bound for what does.
     """
     gc.collect()
