@@ -124,12 +124,16 @@ def test_a_seal_with_any_value_in_a_field_is_read_or_refused(
     """Whatever JSON stands in one field of a seal, reading the entry succeeds or is a refusal."""
     entry = entry_of([directory(b"tree"), Member(b"tree/file", content=b"x")])
     path = tmp_path_factory.getbasetemp() / "altered-seal"
+    entry.seal()
+    truth = json.dumps(entry.facts.as_json()[field], sort_keys=True)
     path.write_bytes(entry.seal(told={field: value}))
     try:
         with open_archive(bytes(path), ANYONE) as archive:
             check_members(archive.seal, archive.index)
     except Refused:
         return
+    if json.dumps(value, sort_keys=True) == truth:
+        return  # by chance
     assert field in {
         "family",
         "host",
