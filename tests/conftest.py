@@ -56,7 +56,7 @@ hypothesis.settings.register_profile(
     "dev", max_examples=50, deadline=None, database=_EXAMPLES, suppress_health_check=_SLOW
 )
 hypothesis.settings.register_profile(
-    "ci", max_examples=100, deadline=None, database=None, derandomize=True, suppress_health_check=_SLOW
+    "ci", max_examples=50, deadline=None, database=None, derandomize=True, suppress_health_check=_SLOW
 )
 hypothesis.settings.register_profile(
     "deep", max_examples=5000, deadline=None, database=_EXAMPLES, suppress_health_check=_SLOW

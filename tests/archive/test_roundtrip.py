@@ -57,7 +57,7 @@ def test_any_tree_comes_back(tree: Dir, arena: Path) -> None:
 
 
 @pytest.mark.parametrize("how", MODES, ids=IDS)
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(tree=trees(), old=trees())
 def test_any_tree_comes_back_over_any_other(how: dict[str, Any], tree: Dir, old: Dir, arena: Path) -> None:
     """Restored over any other tree, all of the entry is there; the rest stays if merged, and is gone if replaced."""

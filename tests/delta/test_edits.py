@@ -170,7 +170,7 @@ EDITS: list[Edit] = [
 PATTERNS = [[], ["f1"], ["sub"], ["tree/p1"], ["*.x", "g0"]]
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 1 << 30),
     before=st.lists(st.sampled_from(EDITS), max_size=4),

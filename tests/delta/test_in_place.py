@@ -42,7 +42,7 @@ def forget(scene: Scene) -> None:
     shutil.rmtree(scene.records)
 
 
-@settings(max_examples=12)
+@settings(max_examples=7)
 @given(
     seed=st.integers(0, 1 << 30),
     between=st.lists(st.sampled_from(EDITS), max_size=3),

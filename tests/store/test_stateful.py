@@ -188,5 +188,5 @@ class StoreAndDict(RuleBasedStateMachine):
             assert self.shelf(space).content(key, platform) == model.content
 
 
-StoreAndDict.TestCase.settings = hypothesis.settings(max_examples=25, stateful_step_count=30, deadline=None)
+StoreAndDict.TestCase.settings = hypothesis.settings(max_examples=12, stateful_step_count=30, deadline=None)
 TestStoreAndDict = StoreAndDict.TestCase
