@@ -97,8 +97,7 @@ def attempt(
     prefixes, and what else begins so may be the cache of something else.
 
     Two verdicts: what was read was wrong once, and otherwise the second time. What NFS takes away while it is read
-    (ESTALE) is looked for once more. Raises what ``use`` raises, but for
-    refusals and errors of reading.
+    (ESTALE) is looked for once more. Raises what ``use`` raises, but for refusals and errors of reading.
     """
     path = store.entry_path(name)
     verdicts: list[Verdict] = []
@@ -125,11 +124,9 @@ def attempt(
             if exact:
                 raise
             return [Verdict("miss", "other-paths", error.message)]
-        except Unreadable as error:
+        except (Unsupported, Untrusted, Unreadable) as error:
             if turn == 1 and error.fields.get("errno") == errno.ESTALE:
                 continue  # replaced or removed by another host while it was read: what is there now may serve
-            return [Verdict(status_of(error), error.id, error.message, error)]
-        except (Unsupported, Untrusted) as error:
             return [Verdict(status_of(error), error.id, error.message, error)]
         except WrongContent as error:
             return [Verdict("refused", error.id, error.message, error, certain=True, inode=inode)]

@@ -112,7 +112,14 @@ class Engine:
     def _greet(cls, address: Address, timeout: float) -> Engine:
         from cachekit.engine.transport import exchange  # only here: it costs 20 ms
 
-        said = _value(exchange(address, "GET", "/version", timeout=timeout))
+        answer = exchange(address, "GET", "/version", timeout=timeout)
+        if answer.status == 400 and b"HTTPS server" in answer.body:  # so Go's net/http says it
+            raise EngineUnavailable(
+                "no-answer",
+                f"{address} wants TLS",
+                "set DOCKER_TLS_VERIFY=1, and DOCKER_CERT_PATH to where the keys are (/certs/client in docker:dind)",
+            )
+        said = _value(answer)
         facts = said if isinstance(said, dict) else {}
         newest, oldest = _version(facts.get("ApiVersion")), _version(facts.get("MinAPIVersion"))
         if newest is None:

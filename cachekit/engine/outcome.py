@@ -22,12 +22,16 @@ Outcome = Literal["no-engine", "no-permission", "no-answer"]
 
 
 class EngineUnavailable(Exception):
-    """No engine can be spoken to. ``outcome`` says which of the three cases, the text why, in one sentence."""
+    """No engine can be spoken to.
 
-    def __init__(self, outcome: Outcome, reason: str) -> None:
+    ``outcome`` says which of the three cases, the text why, in one sentence; ``hint`` what to do, if the case alone
+    does not tell.
+    """
+
+    def __init__(self, outcome: Outcome, reason: str, hint: str | None = None) -> None:
         super().__init__(reason)
         self.outcome: Outcome = outcome
-        self.reason = reason
+        self.reason, self.hint = reason, hint
 
 
 class EngineRefused(Exception):

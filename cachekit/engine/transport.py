@@ -150,13 +150,24 @@ def _secured(raw: socket.socket, address: Address, deadline: float) -> socket.so
         reason = EngineUnavailable("no-answer", f"no connection to {address} in time")
     except ssl.SSLCertVerificationError as error:
         reason = EngineUnavailable(
-            "no-answer", f"{address} is not who it should be: {error.verify_message} (ca.pem in {place})"
+            "no-answer",
+            f"{address} is not who it should be: {error.verify_message}",
+            f"{place}/ca.pem has to be that of the engine, and the engine has to be named as in its certificate",
         )
     except ssl.SSLError as error:
-        reason = EngineUnavailable("no-answer", f"no TLS with {address}: {error.reason or error}")
+        reason = EngineUnavailable(
+            "no-answer",
+            f"no TLS with {address}: {error.reason or error}",
+            "unset DOCKER_TLS_VERIFY if the engine speaks none (port 2375); else look at the files in "
+            + place,
+        )
     except OSError as error:
         why = error.strerror or str(error)
-        reason = EngineUnavailable("no-engine", f"no certificates for {address} in {place}: {why}")
+        reason = EngineUnavailable(
+            "no-engine",
+            f"no certificates for {address} in {place}: {why}",
+            "say in $DOCKER_CERT_PATH where ca.pem, cert.pem and key.pem are (/certs/client in docker:dind)",
+        )
     raw.close()
     raise reason
 

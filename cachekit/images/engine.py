@@ -17,7 +17,7 @@ def connected() -> Engine:
     try:
         return Engine.connect(60.0, podman=True, remote=True)
     except EngineUnavailable as error:
-        hint = {
+        hint = error.hint or {
             "no-permission": "add the user to the socket's group (docker), run as root, "
             "or start a Podman of one's own (systemctl --user start podman.socket)",
             "no-answer": "the engine may be starting or overloaded; its log says more",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cachekit.store.denials import deny
 from tests.support import filesystems
 from tests.support.capabilities import requires
 from tests.support.cleaning import MIB, Scene, make_files, outcome
@@ -248,6 +249,21 @@ def test_the_list_of_reserves_is_not_written_through_a_link(nobody_cli: Cli, tmp
     Cli(nobody_cli.home, nobody_cli.cwd)("disk", "reserve", "1M", "--in", str(nobody_cli.cwd)).expect()
     assert precious.read_text() == "/other/.cachekit-ballast\n"
     assert str(nobody_cli.cwd) in (state / "ballasts").read_text()
+
+
+def test_a_note_of_a_refusal_is_not_made_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a link lies in the note's place no file is made behind it, and the refusal is not noted."""
+    monkeypatch.setenv("CACHEKIT_STATE_DIR", str(tmp_path / "state"))
+    entry = tmp_path / "entry"
+    entry.touch()
+    assert deny(bytes(entry))
+    (note,) = (tmp_path / "state/denied").iterdir()
+    note.unlink()
+    note.symlink_to(tmp_path / "elsewhere")
+    assert not deny(bytes(entry))
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_link_where_the_state_would_lie(users: Scene, nobody_cli: Cli, tmp_path: Path) -> None:

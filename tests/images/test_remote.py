@@ -184,10 +184,10 @@ def test_docker_with_tls(keys: Path, tmp_path: Path) -> None:
             "image",
         ]
 
-        def image(*arguments: str, place: Path = keys / "client") -> Result:
+        def image(*arguments: str, place: Path = keys / "client", verify: str = "1") -> Result:
             named = {
                 "DOCKER_HOST": "tcp://127.0.0.1:2376",
-                "DOCKER_TLS_VERIFY": "1",
+                "DOCKER_TLS_VERIFY": verify,
                 "DOCKER_CERT_PATH": str(place),
             }
             return run([*inside, *arguments], env=clean_environment(tmp_path) | named, cwd=tmp_path)
@@ -199,3 +199,8 @@ def test_docker_with_tls(keys: Path, tmp_path: Path) -> None:
         (tmp_path / "bare").mkdir()
         shutil.copy(keys / "ca.pem", tmp_path / "bare")
         assert "certificate" in image("save", "--key=l", "app:1", place=tmp_path / "bare").expect(9).stderr
+        without = image("save", "--key=l", "app:1", verify="").expect(9).stderr
+        assert "tcp://127.0.0.1:2376 wants TLS" in without
+        assert "hint: set DOCKER_TLS_VERIFY=1" in without
+        missing = image("save", "--key=l", "app:1", place=tmp_path / "nowhere").expect(9).stderr
+        assert "hint: say in $DOCKER_CERT_PATH" in missing

@@ -20,7 +20,7 @@ from cachekit.oci.verify import verify_layout
 from cachekit.system.publish import temporary_name
 from cachekit.system.space import FreeSpace
 from tests.crash.scene import die_at
-from tests.support.layouts import HOUR, MANIFEST, MadeLayout, content
+from tests.support.layouts import HOUR, MANIFEST, SIGNS, MadeLayout, content
 
 
 @pytest.fixture
@@ -85,19 +85,14 @@ def test_busy_says_of_no_reference_that_it_went(made: MadeLayout) -> None:
     assert everything(made) == before
 
 
-@pytest.mark.parametrize("sign", ["blob", "ingest", "index"])
+@pytest.mark.parametrize("sign", SIGNS)
 def test_a_build_while_room_is_made(made: MadeLayout, monkeypatch: pytest.MonkeyPatch, sign: str) -> None:
     """On a full disk as well each sign of a writer puts all back, and nothing is said to have gone."""
     before = made.digests()
 
     def sleep(_seconds: float) -> None:
         assert made.digests() < before
-        if sign == "blob":
-            made.blob(content(99))
-        elif sign == "ingest":
-            made.ingest(10, 0)
-        else:
-            made.name("again", made.references[0])
+        made.written_to(sign)
 
     monkeypatch.setattr(collecting, "free_space", lambda _: FreeSpace(0, None, 4096, 1))
     monkeypatch.setattr("cachekit.oci.collect.time.sleep", sleep)

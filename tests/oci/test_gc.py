@@ -23,7 +23,7 @@ from tests.crash.scene import die_at
 from tests.support.capabilities import requires
 from tests.support.cli import Cli
 from tests.support.flaky import flaky
-from tests.support.layouts import INDEX, LAYER, MANIFEST, MadeLayout, content
+from tests.support.layouts import INDEX, LAYER, MANIFEST, SIGNS, MadeLayout, content
 from tests.support.processes import wait_until
 
 
@@ -162,7 +162,7 @@ def test_an_unfinished_blob_is_put_back(made: MadeLayout, monkeypatch: pytest.Mo
     assert (old / "data").read_bytes() == bytes(1000)
 
 
-@pytest.mark.parametrize("sign", ["blob", "ingest", "index"])
+@pytest.mark.parametrize("sign", SIGNS)
 def test_each_sign_of_a_writer_puts_all_back(
     made: MadeLayout, monkeypatch: pytest.MonkeyPatch, sign: str
 ) -> None:
@@ -171,12 +171,7 @@ def test_each_sign_of_a_writer_puts_all_back(
 
     def sleep(_seconds: float) -> None:
         assert made.digests() < before
-        if sign == "blob":
-            made.blob(content(99))
-        elif sign == "ingest":
-            made.ingest(10, 0)
-        else:
-            made.name("again", made.references[0])
+        made.written_to(sign)
 
     monkeypatch.setattr("cachekit.oci.collect.time.sleep", sleep)
     assert gc(made, settle=1).status == "busy"

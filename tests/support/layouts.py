@@ -18,6 +18,10 @@ LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 HOUR = 3600
 
 
+SIGNS = ("blob", "ingest", "index")
+"""By what a collection sees that somebody writes beside it."""
+
+
 class MadeLayout:
     """A layout in a directory; every blob is an hour old, as if no build had been here lately."""
 
@@ -98,6 +102,15 @@ class MadeLayout:
             self.age(directory / name, age)
         self.age(directory, age)
         return directory
+
+    def written_to(self, sign: str) -> None:
+        """Leave one sign of a writer, of `SIGNS`."""
+        if sign == "blob":
+            self.blob(content(99))
+        elif sign == "ingest":
+            self.ingest(10, 0)
+        else:
+            self.name("again", self.references[0])
 
 
 def content(seed: int, size: int = 1000) -> bytes:
